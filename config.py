@@ -1,0 +1,137 @@
+"""What is collected, and every setting. A new symbol is added in this file and nowhere else.
+
+A setting's environment variable is its name in capitals: ``ping_interval`` is PING_INTERVAL. Where it is set
+more than once, the environment wins over ``.env``, and ``.env`` over the default below.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict
+
+from dotenv import dotenv_values
+
+PROJECT = Path(__file__).resolve().parent
+
+
+class ConfigError(ValueError):
+    """A setting or a symbol that cannot be used; its text is one line that names it and says what to do."""
+
+
+class Subscription(TypedDict):
+    """A subscription request as MEXC takes it: ``{"method": "sub.deal", "param": {"symbol": ..., ...}}``."""
+
+    method: str
+    param: dict[str, Any]
+
+
+class SymbolConfig(TypedDict):
+    """One collected symbol: MEXC's name for it, its ClickHouse table and that table's fixed UUID."""
+
+    symbol: str
+    table_name: str
+    uuid: str
+    subscriptions: list[Subscription]
+
+
+def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -> SymbolConfig:
+    """Return the configuration that subscribes `symbol` to tickers, deals and 20 levels of depth.
+
+    The table's UUID fixes where ClickHouse keeps its data: ``store/<its first three digits>/<uuid>/data.bin``.
+    Without one, it follows from the table's name and so stays the same from run to run.
+    """
+    return {
+        "symbol": symbol,
+        "table_name": table_name,
+        "uuid": table_uuid or str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{table_name}.contract.mexc.com")),
+        "subscriptions": [
+            {"method": "sub.ticker", "param": {"symbol": symbol}},
+            # By default MEXC merges deals (since 2025-08-21); the archive wants each one.
+            {"method": "sub.deal", "param": {"symbol": symbol, "compress": False}},
+            {"method": "sub.depth.full", "param": {"symbol": symbol, "limit": 20}},
+        ],
+    }
+
+
+BTC_CONFIG = symbol_config("BTC_USDT", "btc", "b7c4f1d2-6a39-4e58-9c07-2d81f5ab3e60")
+ETH_CONFIG = symbol_config("ETH_USDT", "eth", "e742c9a8-15fb-4d03-8b6e-70a94cd1f235")
+SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7c8a")
+
+ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The defaults; `load_settings` lays the environment and ``.env`` over them."""
+
+    mexc_ws_url: str = "wss://contract.mexc.com/edge"
+    clickhouse_host: str = "127.0.0.1"
+    clickhouse_port: int = 9000  # the native protocol, not HTTP
+    clickhouse_user: str = "default"
+    clickhouse_password: str = ""
+    clickhouse_database: str = "mexc_data"
+    journal_dir: str = "journal"  # relative to the project's folder
+    journal_max_mb: int = 1024  # beyond that, the oldest rows stay and new ones are lost
+    ping_interval: float = 15.0  # seconds; MEXC closes a connection after 60 s without a ping
+    stats_interval: float = 15.0  # seconds between two statistics blocks
+    stale_timeout: float = 60.0  # seconds without market data, after which to connect anew
+    max_error_count: int = 100  # consecutive errors of one kind, after which to exit with code 1
+    flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
+    max_batch_rows: int = 10_000  # most rows of one INSERT when catching up
+
+
+def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = PROJECT / ".env") -> Settings:
+    """Return the settings of this run.
+
+    `environ` is the process environment unless given; `dotenv` is a file that need not exist, or None. An empty
+    value counts as not set. Raises ConfigError for a value that cannot be used.
+    """
+    values = {**_read_dotenv(dotenv), **(os.environ if environ is None else environ)}
+    given: dict[str, Any] = {}
+    for field in fields(Settings):
+        name = field.name.upper()
+        text = values.get(name, "")
+        if text.strip():
+            given[field.name] = _convert(name, text, type(field.default), _LIMITS.get(field.name, _POSITIVE))
+    settings = Settings(**given)
+    if not re.match(r"wss?://[^/\s]", settings.mexc_ws_url):
+        raise ConfigError(f"MEXC_WS_URL={settings.mexc_ws_url} is not a WebSocket address: wss://host/path")
+    check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
+    return settings
+
+
+def check_identifier(what: str, name: str) -> None:
+    """Raise ConfigError unless `name` can stand in SQL as it is; `what` is what the user knows it by."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ConfigError(f"{what}={name} cannot be used: give letters, digits and _, not beginning with a digit")
+
+
+def _read_dotenv(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        return {name: value or "" for name, value in dotenv_values(path).items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+_POSITIVE = (1e-3, 1e9)
+_LIMITS = {"clickhouse_port": (1, 65535), "flush_interval": (0, 3600), "max_batch_rows": (1, 1_000_000)}
+
+
+def _convert(name: str, text: str, kind: type, limits: tuple[float, float]) -> str | int | float:
+    if kind is str:
+        return text
+    low, high = limits
+    try:
+        value = int(text) if kind is int else float(text)
+    except ValueError:
+        raise ConfigError(f"{name}={text} is not a {'whole ' if kind is int else ''}number") from None
+    if not low <= value <= high:  # false for nan, too
+        raise ConfigError(f"{name}={text} is out of range: {low:g} to {high:g}")
+    return value
