@@ -1,0 +1,72 @@
+"""The one way to reach ClickHouse, and its failures in words that a user can act on."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from clickhouse_driver import Client
+from clickhouse_driver.errors import Error, ErrorCodes, NetworkError, ServerException, UnexpectedPacketFromServerError
+
+from config import Settings
+
+CLICKHOUSE_ERRORS = (Error, EOFError, OSError)
+"""All that a call of clickhouse-driver can raise: a server that dies amid a query gives a bare EOFError or OSError."""
+
+_MISSING = (ErrorCodes.UNKNOWN_TABLE, ErrorCodes.UNKNOWN_DATABASE)
+_REFUSED = (192, 193, 194, 516)  # unknown user, wrong password, password required, authentication failed
+
+logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
+
+
+def connect(
+    settings: Settings, *, timeout: float = 120, query_settings: dict[str, Any] | None = None, **options: Any
+) -> Client:
+    """Return a client for one thread; it connects at its first query.
+
+    No database is selected, since it may not exist yet: queries name it. `timeout` (seconds) is how long a single
+    answer may take; `query_settings` go with every query, `options` to clickhouse_driver.Client.
+    """
+    return Client(
+        settings.clickhouse_host,
+        settings.clickhouse_port,
+        user=settings.clickhouse_user,
+        password=settings.clickhouse_password,
+        database="",
+        connect_timeout=5,
+        send_receive_timeout=timeout,
+        sync_request_timeout=5,
+        settings=query_settings,
+        **options,
+    )
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """Whether `error` says that the table or its database does not exist."""
+    return isinstance(error, ServerException) and error.code in _MISSING
+
+
+def is_misconfigured(error: BaseException) -> bool:
+    """Whether `error` will not go away by itself: a wrong user or password, a port where something else listens."""
+    if isinstance(error, ServerException):
+        return error.code in _REFUSED
+    return isinstance(error, UnexpectedPacketFromServerError)
+
+
+def explain(error: BaseException, settings: Settings) -> str:
+    """Return one line on `error`, one of CLICKHOUSE_ERRORS: what happened, and what to do where something can be."""
+    server = f"ClickHouse at {settings.clickhouse_host}:{settings.clickhouse_port}"
+    if isinstance(error, ServerException):
+        if error.code in _REFUSED:
+            return f"{server} refuses user {settings.clickhouse_user}: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+        text = re.sub(r"\s*(Stack trace:.*)?$", "", error.message, count=1, flags=re.DOTALL)
+        return f"{server} reports error {error.code}: {' '.join(text.removeprefix('DB::Exception: ').split())}"
+    if isinstance(error, UnexpectedPacketFromServerError):
+        return f"{server} does not speak the native protocol: check CLICKHOUSE_PORT (9000, unless it was changed)"
+    if isinstance(error, TimeoutError):
+        return f"{server} did not answer in time"
+    if isinstance(error, NetworkError | OSError):
+        reason = error.message if isinstance(error, Error) else error.strerror or str(error)
+        return f"{server} cannot be reached: {reason.split(' (')[0].lower() or 'no answer in time'}"
+    return f"{server} broke off the connection"
