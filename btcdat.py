@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+"""BTC_USDT from MEXC futures into the table btc (btc/data.bin), until Ctrl-C or SIGTERM."""
+
+import sys
+
+from config import BTC_CONFIG
+from pipeline.collector import collect
+
+if __name__ == "__main__":
+    sys.exit(collect(BTC_CONFIG))

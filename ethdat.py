@@ -1,0 +1,10 @@
+#!/usr/bin/env python3
+"""ETH_USDT from MEXC futures into the table eth (eth/data.bin), until Ctrl-C or SIGTERM."""
+
+import sys
+
+from config import ETH_CONFIG
+from pipeline.collector import collect
+
+if __name__ == "__main__":
+    sys.exit(collect(ETH_CONFIG))

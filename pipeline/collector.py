@@ -1,0 +1,243 @@
+"""One collector: the feed, the messages, the journal and the table of one symbol wired together, and watched over.
+
+Three threads. The feed's does nothing but read, format and journal, and never waits for the database. The table's
+sends what the journal holds. The main one takes the signals, prints the statistics and syncs the journal.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from types import FrameType
+
+from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
+from pipeline.backoff import backoff
+from pipeline.client import explain, is_misconfigured
+from pipeline.feed import Feed, FeedEvents
+from pipeline.journal import Journal, JournalError, JournalFull
+from pipeline.messages import Row, parse_frame
+from pipeline.stats import Stats
+from pipeline.table import APPEND_ERRORS, StillInserting, Table, TableMissing
+
+EXIT_STOPPED, EXIT_ERRORS, EXIT_CONFIG = 0, 1, 2
+
+_DRAIN_TIMEOUT = 10.0  # seconds to send what is pending, once told to stop
+_SETUP_TIMEOUT = 60.0  # seconds to wait for ch_setup.py at the start
+_RETRY = 1.0  # seconds between two tries to reach ClickHouse
+_SYNC = 1.0  # seconds; the most that a power loss takes from the journal
+_TICK = 0.2  # seconds; how soon a signal is noticed
+
+
+def collect(config: SymbolConfig) -> int:
+    """Collect the symbol of `config` until stopped by SIGINT or SIGTERM; return the exit code.
+
+    0: stopped by a signal. 1: too many errors in a row, start it again. 2: it cannot run as configured.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # the block has an arrow that some terminals' encodings lack
+    try:
+        settings = load_settings()
+        check_identifier("table_name", config["table_name"])
+        path = PROJECT / settings.journal_dir / f"{config['table_name']}.db"
+        journal = Journal(path, settings.journal_max_mb * 1024 * 1024)
+    except (ConfigError, JournalError) as error:
+        say(str(error))
+        return EXIT_CONFIG
+    return _Collector(config, settings, journal).run()
+
+
+def say(line: str) -> None:
+    """Print a line, whole and at once, from whichever thread."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+class _Collector(FeedEvents):
+    def __init__(self, config: SymbolConfig, settings: Settings, journal: Journal) -> None:
+        self._symbol = config["symbol"]
+        self._methods = [subscription["method"] for subscription in config["subscriptions"]]
+        self._unconfirmed: set[str] = set()
+        self._settings = settings
+        self._journal = journal
+        self._journal_full = False
+        self._stats = Stats(self._symbol, config["table_name"])
+        self._table = Table(settings, config["table_name"], journal, say)
+        self._feed = Feed(
+            settings.mexc_ws_url,
+            config["subscriptions"],
+            self,
+            ping_interval=settings.ping_interval,
+            stale_timeout=settings.stale_timeout,
+        )
+        self._failures: Counter[str] = Counter()  # consecutive ones, by kind
+        self._signals = 0
+        self._exit_code = EXIT_STOPPED
+        self._ending = threading.Event()  # nothing more is read
+        self._ended = threading.Event()  # nothing more is sent
+
+    def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note_signal)
+        feed, table = (
+            threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True)
+            for target in (self._feed.run, self._fill_table)
+        )
+        feed.start()
+        table.start()
+        last_block = self._watch()
+        self._feed.stop()
+        feed.join(_DRAIN_TIMEOUT)
+        self._drain(table)
+        if self._journal.waiting:
+            say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
+        say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
+        self._journal.sync()
+        if not table.is_alive() and not feed.is_alive():
+            self._journal.close()
+        return self._exit_code
+
+    def _guard(self, target: Callable[[], None]) -> None:
+        """Run a thread's `target`; a thread that dies takes the process with it, to be started afresh."""
+        try:
+            target()
+        except Exception:  # noqa: BLE001 (whatever it was)
+            traceback.print_exc()
+            self._end(EXIT_ERRORS, "This is a bug: please report the lines above")
+
+    def _end(self, exit_code: int, line: str) -> None:
+        say(line)
+        self._exit_code = exit_code
+        self._ending.set()
+
+    def _failed(self, kind: str, line: str) -> None:
+        say(line)
+        self._stats.error()
+        self._failures[kind] += 1
+        if self._failures[kind] == self._settings.max_error_count:
+            self._end(EXIT_ERRORS, f"Giving up after {self._failures[kind]} consecutive errors ({kind})")
+
+    def _succeeded(self, *kinds: str) -> None:
+        if self._failures:
+            for kind in kinds:
+                self._failures.pop(kind, None)
+
+    # The feed's thread
+
+    def frame(self, raw: str | bytes) -> bool:
+        message = parse_frame(raw, self._symbol, time.time_ns() // 1_000_000)
+        if message.rows:
+            self._keep(message.rows)
+        if message.is_market_data:
+            self._succeeded("dropped connection", "error frame")
+            self._confirm("sub." + message.channel.removeprefix("push."))
+            if not message.rows:
+                self._stats.skipped()
+        elif message.channel == "rs.error":
+            self._failed("error frame", f"MEXC reports: {message.text}")
+        elif message.channel.startswith("rs.sub.") and message.text == "success":
+            self._confirm(message.channel.removeprefix("rs."))
+        return message.is_market_data
+
+    def connected(self) -> None:
+        self._succeeded("failed connect")
+        self._unconfirmed = set(self._methods)
+
+    def not_connected(self, line: str) -> None:
+        self._failed("failed connect", line)
+
+    def dropped(self, line: str) -> None:
+        self._failed("dropped connection", line)
+
+    def resumed(self, seconds: float) -> None:
+        say(f"{self._symbol}: market data again, after {seconds:.1f} s without")
+
+    def _keep(self, rows: list[Row]) -> None:
+        try:
+            self._journal.append(rows)
+        except JournalFull as error:
+            self._stats.refused(len(rows))
+            if not self._journal_full:
+                say(f"WARNING: new rows are LOST, the journal takes no more: {error}; see JOURNAL_MAX_MB")
+            self._journal_full = True
+        else:
+            self._journal_full = False
+
+    def _confirm(self, method: str) -> None:
+        if method in self._unconfirmed:
+            self._unconfirmed.remove(method)
+            say(f"Subscribed to: {method} for {self._symbol}")
+
+    # The table's thread
+
+    def _fill_table(self) -> None:
+        setup_until = time.monotonic() + _SETUP_TIMEOUT
+        was_in_step = False
+        delays = say_after = None
+        while not self._ended.is_set():
+            if self._table.in_step and not self._wait_for_rows():
+                continue
+            try:
+                rows = self._table.append_pending()
+            except APPEND_ERRORS as error:
+                line = (
+                    str(error) if isinstance(error, TableMissing | StillInserting) else explain(error, self._settings)
+                )
+                late = time.monotonic() > setup_until
+                if not was_in_step and (late if isinstance(error, TableMissing) else is_misconfigured(error)):
+                    self._end(EXIT_CONFIG, line)
+                    return
+                # It is tried each second, but said and counted less and less often.
+                delays = delays or backoff()
+                if say_after is None or time.monotonic() >= say_after:
+                    say_after = time.monotonic() + next(delays)
+                    self._failed("failed INSERT", f"{line}; {self._journal.waiting} rows wait")
+                self._ended.wait(_RETRY)
+                continue
+            was_in_step = True
+            self._stats.appended(mt for _, mt, _ in rows)
+            if delays:
+                delays = say_after = None
+                self._succeeded("failed INSERT")
+                say(f"ClickHouse takes rows again; {self._journal.waiting} rows wait")
+        self._table.close()
+
+    def _wait_for_rows(self) -> bool:
+        if not self._journal.wait(timeout=_TICK):
+            return False
+        if self._settings.flush_interval:
+            self._ending.wait(self._settings.flush_interval)
+        return True
+
+    # The main thread
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _watch(self) -> float:
+        """Print the statistics and sync the journal until it is time to end; return when the last block was printed."""
+        last_block = last_sync = time.monotonic()
+        while not (self._signals or self._ending.is_set()):
+            time.sleep(_TICK)
+            now = time.monotonic()
+            if now - last_sync >= _SYNC:
+                self._journal.sync()
+                last_sync = now
+            if now - last_block >= self._settings.stats_interval:
+                say(self._stats.block(now - last_block, self._journal.waiting))
+                last_block = now
+        self._ending.set()
+        return last_block
+
+    def _drain(self, table: threading.Thread) -> None:
+        """Give the table's thread time to send what is pending; a second signal cuts it short."""
+        until = time.monotonic() + _DRAIN_TIMEOUT
+        signals = self._signals
+        while self._journal.waiting and table.is_alive() and time.monotonic() < until and self._signals == signals:
+            time.sleep(_TICK / 10)
+        self._ended.set()
+        table.join(_RETRY)
