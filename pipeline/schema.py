@@ -1,0 +1,56 @@
+"""The tables in ClickHouse: what they are made of, creating and resetting them, and silencing the server's own logs."""
+
+from __future__ import annotations
+
+import secrets
+
+from clickhouse_driver import Client
+
+from config import SymbolConfig
+
+ENGINE = "StripeLog"
+
+_TABLE = """
+CREATE TABLE {name} UUID '{uuid}' (
+    ts DateTime64(3),
+    mt Enum8('t' = 1, 'd' = 2, 'dp' = 3, 'dl' = 4),
+    m String
+) ENGINE = {engine} COMMENT '{token}'
+"""
+
+
+def drop_system_logs(client: Client) -> list[str]:
+    """Drop ClickHouse's own log tables, which outgrow the data otherwise; return their names."""
+    found = client.execute(
+        "SELECT name FROM system.tables WHERE database = 'system' AND engine LIKE '%MergeTree'"
+        " AND match(name, '_log(_[0-9]+)?$') ORDER BY name"
+    )
+    names = [f"system.{name}" for (name,) in found]
+    for name in names:
+        client.execute(f"DROP TABLE IF EXISTS {name} SYNC")
+    return names
+
+
+def create_database(client: Client, database: str) -> None:
+    """Create `database` unless it is there. Atomic is what gives a table a UUID, and its UUID a fixed path."""
+    client.execute(f"CREATE DATABASE IF NOT EXISTS {database} ENGINE = Atomic")
+
+
+def existing_tables(client: Client, database: str) -> dict[str, str]:
+    """Return the engines of the tables of `database` by name; nothing where there is no such database."""
+    query = "SELECT name, engine FROM system.tables WHERE database = %(database)s"
+    return dict(client.execute(query, {"database": database}))
+
+
+def create_table(client: Client, database: str, config: SymbolConfig) -> None:
+    """Create the table of `config`.
+
+    Its comment is a random creation token: by it, a collector tells this table from the one it replaced.
+    """
+    name = f"{database}.{config['table_name']}"
+    client.execute(_TABLE.format(name=name, uuid=config["uuid"], engine=ENGINE, token=secrets.token_hex(8)))
+
+
+def drop_table(client: Client, database: str, config: SymbolConfig) -> None:
+    """Delete the table of `config` with all that is in it, if it is there."""
+    client.execute(f"DROP TABLE IF EXISTS {database}.{config['table_name']} SYNC")  # SYNC frees the UUID
