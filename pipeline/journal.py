@@ -20,6 +20,7 @@ from pathlib import Path
 
 RETAINED_ROWS = 10_000
 _TRIM_EVERY = 1_000  # rows; deleting them one by one would cost as much as writing them
+_SPARE_PAGES = 500  # 2 MB that the file keeps free, so that it does not shrink and grow all day
 _WAL_PAGES = 2_000  # 8 MB of log between two checkpoints
 
 _SCHEMA = """
@@ -85,15 +86,15 @@ class Journal:
     def append(self, rows: Sequence[tuple[int, str, str]]) -> None:
         """Take `rows`, all or none. Raises JournalFull."""
         with self._lock:
+            numbered = [(self.newest + n, *row) for n, row in enumerate(rows, 1)]
             try:
-                numbered = [(self.newest + n, *row) for n, row in enumerate(rows, 1)]
-                if len(numbered) == 1:
-                    self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered[0])
-                else:
-                    with self._transaction():
-                        self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered)
+                self._insert(numbered)
             except sqlite3.OperationalError as error:
-                raise JournalFull(str(error)) from None
+                try:
+                    self._delete_up_to(self.stored)  # rows that the table holds make room for rows it does not
+                    self._insert(numbered)
+                except sqlite3.OperationalError:
+                    raise JournalFull(str(error)) from None
             self.newest += len(numbered)
             self._arrived.notify()
 
@@ -151,10 +152,19 @@ class Journal:
         value: int = self._db.execute(f"PRAGMA {name}").fetchone()[0]
         return value
 
+    def _insert(self, numbered: Sequence[tuple[int, int, str, str]]) -> None:
+        if len(numbered) == 1:
+            self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered[0])
+        else:
+            with self._transaction():
+                self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered)
+
     def _delete_up_to(self, last: int) -> None:
         self._db.execute("DELETE FROM rows WHERE id <= ?", (last,))
-        self.oldest = last + 1
-        self._db.execute("PRAGMA incremental_vacuum").fetchall()
+        self.oldest = max(self.oldest, last + 1)
+        spare = self._pragma("freelist_count") - _SPARE_PAGES
+        if spare > 0:
+            self._db.executescript(f"PRAGMA incremental_vacuum({spare})")  # `execute` would free one page only
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -68,9 +68,14 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig]) -> St
 def _files(client: Client) -> dict[str, int] | None:
     """Return the bytes of every file below user_files_path, by path; None where the server does not allow it.
 
-    clickhouse-config-simple.xml and the local stack set user_files_path to the data directory itself.
+    clickhouse-config-simple.xml and the local stack set user_files_path to the data directory itself. In it, data/
+    holds links to the tables' directories, which would count their files twice.
+    """
+    query = """
+        SELECT _path, _size FROM file('**', One)
+        WHERE NOT startsWith(_path, (SELECT path || 'data/' FROM system.disks WHERE name = 'default'))
     """
     try:
-        return dict(client.execute("SELECT _path, _size FROM file('**', One)"))
+        return dict(client.execute(query))
     except ServerException:
         return None

@@ -1,0 +1,48 @@
+# Each command does the set-up it needs, in venv/, on a machine with Python 3.11 or newer.
+
+PYTHON ?= python3
+BIN := venv/bin
+SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
+SECONDS ?= 40
+
+.PHONY: help demo run test lint format bench clean
+
+help: ## What there is
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
+
+demo: venv/local.done ## All three collectors on a simulated exchange, for SECONDS=40, then the report
+	$(BIN)/python -m local --simulate --seconds $(SECONDS)
+
+run: venv/local.done ## The same on the real MEXC, until Ctrl-C
+	$(BIN)/python -m local
+
+test: venv/dev.done ## All tests that need no root
+	$(BIN)/pytest -m "not vpn and not docker" $(PYTEST)
+
+lint: venv/dev.done ## Style, types, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+
+format: venv/dev.done ## Put the code into the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv/dev.done ## Measure; the figures in the docs come from here
+	$(BIN)/python -m bench
+
+clean: ## Remove the environment and what the demo left; data of `make run` stays
+	rm -rf venv local-data/simulated
+
+venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv venv
+
+venv/local.done: requirements.txt requirements-local.txt | venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-local.txt
+	touch $@
+
+venv/dev.done: requirements-dev.txt venv/local.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@

@@ -1,0 +1,1 @@
+"""The local stack: what stands in for Docker and for the exchange on one machine."""

@@ -1,0 +1,159 @@
+"""The whole pipeline on one machine in one command, without Docker: docker-compose's counterpart.
+
+Starts the embedded ClickHouse, runs ch_setup.py, then runs every collector as a process of its own, with the parts'
+names before what they print. Parts that fail are started again, as docker-compose does. Ctrl-C stops all, in order:
+the collectors first, so that what they have taken in is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings
+
+_READY = "listening on"  # in the line that a server of ours prints once it can be used
+_STARTUP_TIMEOUT = 60.0  # seconds
+_STOP_TIMEOUT = 20.0  # seconds; a collector drains for ten
+_RESTART_DELAY = 1.0  # seconds
+_EXIT_CONFIG = 2  # a part that ends with this would do so again
+
+
+class Part:
+    """A process of the stack, with its name before each line that it prints."""
+
+    def __init__(self, name: str, command: Sequence[str], environ: dict[str, str]) -> None:
+        self.name, self._command, self._environ = name, command, environ
+        self._ready = threading.Event()
+        self.address = ""
+        self.start()
+
+    def start(self) -> None:
+        """Start the process, for the first time or again."""
+        self.process = subprocess.Popen(
+            [sys.executable, *self._command],
+            cwd=PROJECT,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the others in order
+        )
+        self._printer = threading.Thread(target=self._print, args=(self.process,), daemon=True)
+        self._printer.start()
+
+    def wait_until_ready(self) -> bool:
+        """Return whether the server has said that it can be used."""
+        deadline = time.monotonic() + _STARTUP_TIMEOUT
+        while not self._ready.wait(0.1):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                return False
+        return True
+
+    def stop(self) -> None:
+        """Ask the process to end, and see to it that it does."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(_STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        self._printer.join(1)
+
+    def _print(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stdout.write(f"{self.name:<10} | {line}")
+            sys.stdout.flush()
+            if _READY in line:
+                self.address = line.split(_READY)[1].split(",")[0].strip()
+                self._ready.set()
+
+
+def main() -> int:
+    """Run the command line; return the exit code: 0 stopped, 1 something did not start, 2 a setting is wrong."""
+    parser = argparse.ArgumentParser(prog="python3 -m local", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--simulate", action="store_true", help="take frames from a simulated exchange, not from MEXC")
+    parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds, with verif.py's report")
+    options = parser.parse_args()
+    try:
+        settings = load_settings()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    data = PROJECT / "local-data" / ("simulated" if options.simulate else "live")  # never into the same tables
+    environ = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "CLICKHOUSE_HOST": "127.0.0.1",
+        "CLICKHOUSE_PORT": str(settings.clickhouse_port),
+        "JOURNAL_DIR": str(data / "journal"),
+    }
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return run(data, environ, stop, simulate=options.simulate, seconds=options.seconds)
+
+
+def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate: bool, seconds: float | None) -> int:
+    """Run all parts until `stop`, or for `seconds`; return the exit code."""
+    servers: list[Part] = []
+    collectors: list[Part] = []
+    try:
+        port = environ["CLICKHOUSE_PORT"]
+        servers.append(
+            Part("clickhouse", ["-m", "local.clickhouse", "--port", port, "--data", str(data / "clickhouse")], environ)
+        )
+        if simulate:
+            servers.append(Part("exchange", ["-m", "local.exchange", "--port", "0"], environ))
+        if not all(server.wait_until_ready() for server in servers):
+            return 1
+        if simulate:
+            environ["MEXC_WS_URL"] = servers[1].address
+        if subprocess.run([sys.executable, "ch_setup.py"], cwd=PROJECT, env=environ, check=False).returncode:
+            return 1
+        for config in ALL_CONFIGS:
+            name = config["table_name"]
+            collectors.append(Part(name, [f"{name}dat.py"], environ))
+        exit_code = watch([*servers, *collectors], stop, seconds)
+        for collector in collectors:
+            collector.process.terminate()  # all at once; `stop` below waits for each
+        for collector in collectors:
+            collector.stop()
+        sys.stdout.flush()
+        subprocess.run([sys.executable, "verif.py"], cwd=PROJECT, env=environ, check=False)
+        return exit_code
+    finally:
+        for part in [*collectors, *reversed(servers)]:
+            part.stop()
+
+
+def watch(parts: Sequence[Part], stop: threading.Event, seconds: float | None) -> int:
+    """Start parts again that end by themselves, until `stop` or for `seconds`; return the exit code."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while not stop.wait(_RESTART_DELAY if end is None else max(0.0, min(_RESTART_DELAY, end - time.monotonic()))):
+        for part in parts:
+            exit_code = part.process.poll()
+            if exit_code is None:
+                continue
+            if exit_code == _EXIT_CONFIG:
+                return exit_code
+            print(f"{part.name} ended with exit code {exit_code}: starting it again", flush=True)
+            part.start()
+        if end is not None and time.monotonic() >= end:
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

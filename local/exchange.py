@@ -1,0 +1,693 @@
+"""A simulated MEXC futures exchange on 127.0.0.1, for demonstrations, tests and benchmarks.
+
+In: subscriptions and pings of any number of WebSocket clients at ``/edge``. Out: the frames that MEXC would push, from
+one simulated market per symbol (see `local.market`) or from a file. The same port answers plain HTTP: MEXC's
+``/api/v1/contract/...`` for the last deals, ``/status`` and ``/control``. It misbehaves when told to, never by itself.
+
+Promises: no frame of a channel before its subscription; a market goes on while nobody listens, and REST has its last
+deals; a client that does not read is disconnected before it costs more than MAX_BACKLOG of memory; every market frame
+that a client gets is in the log (the last ones of a connection that broke may be in the log only).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import parse_qsl
+
+from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
+from websockets.exceptions import ConnectionClosedError
+from websockets.http11 import Request, Response
+from websockets.protocol import State
+
+from local.market import CONTRACTS, KEPT_DEALS, LEVELS, Event, Market, frames
+
+HOST = "127.0.0.1"
+PATH = "/edge"
+METHODS = {"sub.ticker": "ticker", "sub.deal": "deal", "sub.depth.full": "depth.full"}
+MAX_BACKLOG = 8 << 20  # bytes not yet taken by a client
+FULL_SPEED_BACKLOG = 256 << 10  # bytes; more would only add delay
+REPLAY_QUIET = 0.2  # seconds without another subscription, after which a replay begins
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(eq=False)
+class Client:
+    """One connection, and what it has subscribed to: (symbol, channel) -> (compress, limit)."""
+
+    ws: ServerConnection
+    number: int
+    subscriptions: dict[tuple[str, str], tuple[bool, int]] = field(default_factory=dict)
+    subscribed: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: Counter[str] = field(default_factory=Counter)
+    silent: bool = False
+    twice: int = 0  # so many of the next frames go out twice
+
+    def copies(self) -> int:
+        """Return how often the next frame is to be written: 0 if it cannot be, 2 if it is duplicated."""
+        if self.silent or self.ws.state is not State.OPEN or self.ws.transport.is_closing():
+            return 0
+        if self.backlog() > MAX_BACKLOG:
+            self.ws.transport.abort()
+            return 0
+        if self.twice:
+            self.twice -= 1
+            return 2
+        return 1
+
+    def write(self, data: bytes, text: bool = True) -> None:
+        """Hand a frame to the socket; even as text it may hold any bytes."""
+        broadcast((self.ws,), data, text=text)
+
+    def send(self, data: bytes, text: bool = True) -> None:
+        """Send a frame that is no market data and so not in the log."""
+        for _ in range(self.copies()):
+            self.write(data, text)
+
+    def answer(self, channel: str, data: str | int) -> None:
+        """Send a control frame."""
+        self.send(json.dumps({"channel": channel, "data": data, "ts": now_ms()}, separators=(",", ":")).encode())
+
+    def backlog(self) -> int:
+        """Return how many bytes wait for the client to read."""
+        return self.ws.transport.get_write_buffer_size()
+
+    def close(self) -> None:
+        """Send a close frame without a code, as MEXC does: the client sees 1005."""
+        if self.ws.state is State.OPEN:
+            self.ws.protocol.send_close()
+            self.ws.send_data()
+
+    def heal(self) -> None:
+        """End a stall or a half-open state."""
+        if self.silent:
+            self.silent = False
+            self.ws.transport.resume_reading()
+
+
+# Faults that strike every open connection once, each time they are asked for.
+
+
+def drop(client: Client) -> None:
+    """reset the TCP connection"""
+    linger = struct.pack("ii", 1, 0)  # nothing is sent any more, and the client sees a reset instead of an end
+    client.ws.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    client.ws.transport.abort()
+
+
+def close(client: Client) -> None:
+    """send a close frame"""
+    client.close()
+
+
+def stall(client: Client) -> None:
+    """keep the connection open, and send nothing any more, not even a pong"""
+    client.silent = True
+
+
+def half_open(client: Client) -> None:
+    """neither read nor write any more, as if every packet vanished"""
+    client.silent = True
+    client.ws.transport.pause_reading()
+
+
+def duplicate(client: Client) -> None:
+    """send the next frame twice, whether push, acknowledgement or pong"""
+    client.twice += 1
+
+
+def error(client: Client) -> None:
+    """send an rs.error frame"""
+    client.answer("rs.error", "System busy")
+
+
+def wrong_symbol(client: Client) -> None:
+    """push a ticker of a symbol that was not subscribed to"""
+    known = {symbol for symbol, _ in client.subscriptions}
+    other = next((symbol for symbol in CONTRACTS if symbol not in known), "NOPE_USDT")
+    _, frame = next(frames("BTC_USDT", 0, now_ms()))
+    client.send(frame.replace("BTC_USDT", other).encode())
+
+
+def unknown_channel(client: Client) -> None:
+    """push on a channel that does not exist"""
+    client.answer("push.mystery", "?")
+
+
+def bad_field(client: Client) -> None:
+    """push a deal whose price is no number"""
+    for symbol in {symbol for symbol, _ in client.subscriptions}:
+        deal = f'{{"symbol":"{symbol}","data":{{"p":"-","v":null,"T":7}},"channel":"push.deal","ts":{now_ms()}}}'
+        client.send(deal.encode())
+
+
+def broken_json(client: Client) -> None:
+    """send a text frame that breaks off in the middle"""
+    client.send(b'{"symbol":"BTC_USDT","data":{"lastPrice":84')
+
+
+def nested(client: Client) -> None:
+    """send JSON that is nested too deep to parse"""
+    client.send(b"[" * 100_000 + b"]" * 100_000)
+
+
+def huge(client: Client) -> None:
+    """send a frame of 4 MB"""
+    client.answer("push.mystery", "x" * (4 << 20))
+
+
+def binary(client: Client) -> None:
+    """send a binary frame"""
+    client.send(b"\x1f\x8b\x08\x00\xff\xfe", text=False)
+
+
+def bad_utf8(client: Client) -> None:
+    """send a text frame that is not UTF-8"""
+    client.send(b'{"symbol":"\xff\xfe"}')
+
+
+def garbage(client: Client) -> None:
+    """all of unknown-channel, bad-field, broken-json, nested, huge, binary, bad-utf8"""
+    for strike in (unknown_channel, bad_field, broken_json, nested, huge, binary, bad_utf8):
+        strike(client)
+
+
+STRIKES: dict[str, Callable[[Client], None]] = {
+    strike.__name__.replace("_", "-"): strike
+    for strike in (
+        drop,
+        close,
+        stall,
+        half_open,
+        duplicate,
+        error,
+        wrong_symbol,
+        unknown_channel,
+        bad_field,
+        broken_json,
+        nested,
+        huge,
+        binary,
+        bad_utf8,
+        garbage,
+    )
+}
+
+# Faults that hold until they are healed.
+LASTING = {
+    "refuse": "accept TCP connections and close them at once",
+    "forbid": "answer WebSocket handshakes with HTTP 403",
+    "hang-up": "close each new connection right after its handshake",
+    "rest-down": "answer REST requests with HTTP 503",
+    "gone": "close everything and do not listen; needs SECONDS",
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault to apply, see `parse`."""
+
+    name: str
+    seconds: float | None = None
+    count: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, count: str | None = None) -> Fault:
+        """Read NAME or NAME:SECONDS, and a count.
+
+        With seconds, a strike is repeated every so many seconds, and a lasting fault heals after them. With a count,
+        a strike is done so many times, and a lasting fault hits so many connections or requests. Raises ValueError.
+        """
+        name, colon, digits = text.partition(":")
+        if name not in STRIKES and name not in LASTING:
+            raise ValueError(f"no fault is called {name!r}: give one of {', '.join([*STRIKES, *LASTING])}")
+        seconds = None
+        if colon or name == "gone":
+            try:
+                seconds = float(digits)
+            except ValueError:
+                seconds = 0.0
+            if not 0.001 <= seconds <= 1e6:
+                raise ValueError(f"fault {text} cannot be used: give {name}:SECONDS, such as {name}:5")
+        if count is not None and not (count.isdecimal() and int(count)):
+            raise ValueError(f"count={count} is not a whole number above 0")
+        return cls(name, seconds, int(count) if count else None)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line sets; see `--help`."""
+
+    port: int = 8765
+    rate: float | None = None
+    frames: float = math.inf
+    seed: int = 0
+    replay: Path | None = None
+    log: Path | None = None
+    ping_limit: float = 60.0
+    fault: tuple[Fault, ...] = ()
+
+
+class Exchange:
+    """The server. `run` it once."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises OSError if the log or the file to replay cannot be opened."""
+        self._options = options
+        self._log_file = options.log.open("a", buffering=1, encoding="utf-8") if options.log else None
+        if options.replay:
+            options.replay.open("rb").close()
+        self._port = options.port
+        self._clients: set[Client] = set()
+        self._accepted = 0
+        self._markets: dict[str, Market] = {}
+        self._sent: Counter[str] = Counter()
+        self._logged: Counter[int] = Counter()  # per connection
+        self._struck: Counter[str] = Counter()
+        self._lasting: dict[str, float] = {}  # how many more connections or requests it will hit
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._fault_tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Serve until SIGINT or SIGTERM. Raises OSError if it cannot listen, or cannot write the log."""
+        loop = asyncio.get_running_loop()
+        self._stopped: asyncio.Future[None] = loop.create_future()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._stop, None)
+        self._server = await self._listen()
+        self._port = self._server.sockets[0].getsockname()[1]
+        print(f"Simulated MEXC exchange listening on ws://{HOST}:{self._port}{PATH}", flush=True)
+        for fault in self._options.fault:
+            self._apply(fault)
+        try:
+            await self._stopped
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            self._server.close()
+            await self._server.wait_closed()
+
+    async def _listen(self) -> Server:
+        return await serve(
+            self._serve,
+            HOST,
+            self._port,
+            process_request=self._http,
+            compression=None,
+            ping_interval=None,  # MEXC expects the client to ping
+            close_timeout=1,
+            server_header=None,
+        )
+
+    def _stop(self, error: BaseException | None) -> None:
+        if not self._stopped.done():
+            if error:
+                self._stopped.set_exception(error)
+            else:
+                self._stopped.set_result(None)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run `work` in the background; if it fails, so does the exchange."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._fault_tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()):
+            self._stop(failure)
+
+    # The WebSocket
+
+    async def _serve(self, ws: ServerConnection) -> None:
+        self._accepted += 1
+        if self._hits("hang-up"):
+            ws.transport.abort()
+            return
+        client = Client(ws, self._accepted)
+        self._clients.add(client)
+        try:
+            with suppress(ConnectionClosedError):
+                while not await self._listen_to(client):
+                    if not client.silent:
+                        limit = f"{self._options.ping_limit:g}"
+                        client.answer("rs.error", f"more than {limit} seconds no response, close the channel")
+                        client.close()
+                        return
+        finally:
+            self._clients.discard(client)
+
+    async def _listen_to(self, client: Client) -> bool:
+        """Answer a client until it leaves (True) or has not sent a ping for too long (False)."""
+        loop = asyncio.get_running_loop()
+        limit = self._options.ping_limit
+        try:
+            async with asyncio.timeout(limit) as patience:
+                async for message in client.ws:
+                    if self._answer(client, message):
+                        patience.reschedule(loop.time() + limit)
+        except TimeoutError:
+            return False
+        return True
+
+    def _answer(self, client: Client, message: str | bytes) -> bool:
+        """Do what a client asks for; return whether it was a ping."""
+        try:
+            request = json.loads(message)
+        except (ValueError, RecursionError):
+            return False
+        method = request.get("method") if isinstance(request, dict) else None
+        if method == "ping":
+            client.answer("pong", now_ms())
+            return True
+        if isinstance(method, str) and method in METHODS:
+            param = request.get("param")
+            symbol = param.get("symbol") if isinstance(param, dict) else None
+            if not isinstance(symbol, str):
+                client.ws.transport.abort()  # seen in the field
+            elif symbol not in CONTRACTS:
+                client.answer("rs.error", f"Contract [{symbol}] not exists")
+            else:
+                self._subscribe(client, symbol, method, param)
+        return False  # MEXC does not answer a method that it does not know
+
+    def _subscribe(self, client: Client, symbol: str, method: str, param: dict[str, Any]) -> None:
+        first = not client.subscriptions
+        limit = next((limit for limit in (5, 10) if limit == param.get("limit")), LEVELS)
+        client.subscriptions[symbol, METHODS[method]] = (param.get("compress") is not False, limit)
+        client.subscribed.set()
+        client.answer(f"rs.{method}", "success")
+        if self._options.replay:
+            if first:
+                self._spawn(self._replay(client, self._options.replay))
+        elif symbol not in self._markets:
+            self._markets[symbol] = Market(symbol, self._options.seed)
+            self._spawn(self._trade(self._markets[symbol]))
+
+    # What is pushed
+
+    async def _trade(self, market: Market) -> None:
+        """Let a market go on for ever: at the pace that --rate sets while somebody listens, else at its own."""
+        loop = asyncio.get_running_loop()
+        rate = self._options.rate
+        due = loop.time()
+        while True:
+            event = market.step(now_ms())
+            takers = self._push(market.symbol, event)
+            pause = event.pause
+            if takers and rate is not None:
+                pause = event.size / rate if rate else 0.0
+                if not rate:
+                    await self._room(takers)
+            due = max(due + pause, loop.time() - 1)  # after a hang-up of the machine there is no long rush
+            await asyncio.sleep(due - loop.time())
+
+    def _push(self, symbol: str, event: Event) -> list[Client]:
+        """Send an event to all who subscribed to it; return the clients who still take frames of the symbol."""
+        takers = [
+            client
+            for client in self._clients
+            if not client.silent
+            and client.sent[symbol] < self._options.frames
+            and any(symbol == subscribed for subscribed, _ in client.subscriptions)
+        ]
+        missed = event.channel == "deal"
+        for client in takers:
+            options = client.subscriptions.get((symbol, event.channel))
+            for frame in event.frames(*options) if options else ():
+                if client.sent[symbol] < self._options.frames and self._deliver(client, symbol, frame.encode()):
+                    missed = False
+        if missed:
+            for frame in event.frames():
+                self._log(0, symbol, frame.encode())
+        return takers
+
+    def _deliver(self, client: Client, symbol: str, frame: bytes) -> int:
+        """Send and log a market frame; return how often."""
+        copies = client.copies()
+        for _ in range(copies):
+            client.sent[symbol] += 1
+            self._sent[symbol] += 1
+            self._log(client.number, symbol, frame)  # first: what a client has got must be there
+            client.write(frame)
+        return copies
+
+    def _log(self, number: int, symbol: str, frame: bytes) -> None:
+        """Note a market frame that connection `number` was sent, or a deal that nobody was (number 0)."""
+        if self._log_file:
+            self._logged[number] += 1
+            text = frame.decode(errors="surrogateescape")
+            entry = {"conn": number, "seq": self._logged[number], "symbol": symbol, "frame": text}
+            self._log_file.write(json.dumps(entry) + "\n")
+
+    async def _room(self, clients: list[Client]) -> None:
+        """Wait until all have taken most of what they were sent."""
+        while any(client.backlog() > FULL_SPEED_BACKLOG and not client.silent for client in clients):
+            await asyncio.sleep(0.001)
+
+    async def _replay(self, client: Client, path: Path) -> None:
+        """Send a file's lines, once the client has subscribed to all it wants."""
+        with suppress(TimeoutError):
+            while len(client.subscriptions) < len(METHODS):
+                client.subscribed.clear()
+                await asyncio.wait_for(client.subscribed.wait(), REPLAY_QUIET)
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        with path.open("rb") as file:
+            for line in file:
+                if client.ws.state is not State.OPEN:
+                    return
+                if line.strip():
+                    self._deliver(client, _symbol_of(line), line.removesuffix(b"\n"))
+                    await self._room([client])
+                    if self._options.rate:
+                        due += 1 / self._options.rate
+                        await asyncio.sleep(due - loop.time())
+
+    # Faults
+
+    def _apply(self, fault: Fault) -> None:
+        if fault.name == "gone":
+            self._spawn(self._go_away(fault.seconds or 0))
+        elif fault.name in LASTING:
+            self._lasting[fault.name] = fault.count or math.inf
+            if fault.seconds:
+                self._fault_tasks.add(self._spawn(self._heal_later(fault.name, fault.seconds)))
+        elif fault.seconds:
+            self._fault_tasks.add(self._spawn(self._repeat(replace(fault, seconds=None), fault.seconds)))
+        else:
+            for client in list(self._clients):
+                for _ in range(fault.count or 1):
+                    STRIKES[fault.name](client)
+                    self._struck[fault.name] += 1
+
+    def _heal(self) -> None:
+        for task in self._fault_tasks:
+            task.cancel()
+        self._lasting.clear()
+        for client in self._clients:
+            client.heal()
+            client.twice = 0
+
+    async def _repeat(self, fault: Fault, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            self._apply(fault)
+
+    async def _heal_later(self, name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._lasting.pop(name, None)
+
+    async def _go_away(self, seconds: float) -> None:
+        self._struck["gone"] += 1
+        self._server.close()
+        await self._server.wait_closed()
+        await asyncio.sleep(seconds)
+        self._server = await self._listen()
+
+    def _hits(self, name: str) -> bool:
+        """Return whether a lasting fault holds, and count that it did."""
+        left = self._lasting.get(name, 0)
+        if left:
+            self._lasting[name] = left - 1
+            self._struck[name] += 1
+        return bool(left)
+
+    # Plain HTTP
+
+    def _http(self, ws: ServerConnection, request: Request) -> Response | None:
+        """Answer a request, or return None to go on with a WebSocket handshake."""
+        path, _, text = request.path.partition("?")
+        query = dict(parse_qsl(text))
+        if path == PATH:
+            if self._hits("refuse"):
+                ws.transport.abort()
+                return None
+            return ws.respond(403, "Forbidden\n") if self._hits("forbid") else None
+        if path == "/status":
+            return _json(ws, self._status())
+        if path == "/control":
+            return self._control(ws, query)
+        if path.startswith("/api/v1/contract/"):
+            return ws.respond(503, "Down\n") if self._hits("rest-down") else self._rest(ws, path, query)
+        return ws.respond(404, f"The WebSocket is at {PATH}; see also /status and /control.\n")
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "accepted": self._accepted,
+            "connections": [
+                {
+                    "conn": client.number,
+                    "subscriptions": [f"{symbol} {channel}" for symbol, channel in client.subscriptions],
+                    "sent": client.sent,
+                    "backlog": client.backlog(),
+                }
+                for client in sorted(self._clients, key=lambda client: client.number)
+            ],
+            "sent": self._sent,
+            "struck": self._struck,
+        }
+
+    def _control(self, ws: ServerConnection, query: dict[str, str]) -> Response:
+        try:
+            if query.get("fault") == "none":
+                self._heal()
+            else:
+                self._apply(Fault.parse(query.get("fault", ""), query.get("count")))
+        except ValueError as problem:
+            return ws.respond(400, f"{problem}\n")
+        return _json(ws, self._status())
+
+    def _rest(self, ws: ServerConnection, path: str, query: dict[str, str]) -> Response:
+        kind, _, symbol = path.removeprefix("/api/v1/contract/").partition("/")
+        symbol = symbol or query.get("symbol", "")
+        contract = CONTRACTS.get(symbol)
+        if contract is None:
+            return _json(ws, {"success": False, "code": 1001, "message": "Contract does not exist!"})
+        if kind == "deals":
+            limit = query.get("limit", "")
+            count = min(KEPT_DEALS, max(1, int(limit))) if limit.isdecimal() else KEPT_DEALS
+            deals = self._markets[symbol].deals if symbol in self._markets else []
+            data = ",".join([deal.text() for deal in reversed(deals)][:count])
+            return _json(ws, f'{{"success":true,"code":0,"data":[{data}]}}')
+        if kind == "detail":
+            unit = f"{10**-contract.decimals:.{contract.decimals}f}"
+            return _json(
+                ws,
+                f'{{"success":true,"code":0,"data":{{"symbol":"{symbol}","contractSize":{contract.size},'
+                f'"priceUnit":{unit},"priceScale":{contract.decimals}}}}}',
+            )
+        return ws.respond(404, f"Not simulated: {path}\n")
+
+
+def _json(ws: ServerConnection, value: str | dict[str, Any]) -> Response:
+    response = ws.respond(200, value if isinstance(value, str) else json.dumps(value))
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    return response
+
+
+def _symbol_of(frame: bytes) -> str:
+    """Return the symbol of a frame, or an empty text if it has none or cannot be read."""
+    try:
+        value = json.loads(frame)
+    except (ValueError, RecursionError):
+        return ""
+    symbol = value.get("symbol") if isinstance(value, dict) else None
+    return symbol if isinstance(symbol, str) else ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _number(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def _fault(text: str) -> Fault:
+    try:
+        fault = Fault.parse(text)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from None
+    if fault.name in STRIKES and fault.seconds is None:
+        raise argparse.ArgumentTypeError(f"nobody is connected yet that {text} could strike: give {text}:SECONDS")
+    return fault
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="exchange",
+        description="A simulated MEXC futures WebSocket on 127.0.0.1.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(
+            [
+                "faults that strike every open connection (NAME:SECONDS repeats them):",
+                *(f"  {name:<16}{strike.__doc__}" for name, strike in STRIKES.items()),
+                "faults that hold (NAME:SECONDS heals them):",
+                *(f"  {name:<16}{text}" for name, text in LASTING.items()),
+                "at run time, with any HTTP client, on the same port:",
+                "  /control?fault=NAME[:SECONDS][&count=N]   apply it now, N times or to the next N",
+                "  /control?fault=none                       heal everything",
+                "  /status                                   connections, frames sent, faults applied",
+            ]
+        ),
+    )
+    add = parser.add_argument
+    add("--port", type=_number(int, 0, 65535), default=8765, help="0 takes any free one (default: %(default)s)")
+    add(
+        "--rate", type=_number(float, 0, 1e6), help="frames/s of each symbol; 0 is as fast as it goes (default: MEXC's)"
+    )
+    add("--frames", type=_number(int, 1, 1e12), default=math.inf, help="per connection and symbol, then no more")
+    add("--seed", type=int, default=0, help="of the simulated markets (default: %(default)s)")
+    add("--replay", type=Path, metavar="FILE", help="send this file's lines, as they are, instead of a simulation")
+    add("--log", type=Path, metavar="FILE", help="append each market frame that was sent")
+    add("--ping-limit", type=_number(float, 0.01, 1e6), default=60, help="seconds without ping (default: %(default)s)")
+    add("--fault", type=_fault, action="append", default=[], metavar="NAME[:SECONDS]", help="misbehave; see below")
+    return parser
+
+
+def main() -> int:
+    """Run the exchange as the command line says; return the exit code."""
+    values = vars(_parser().parse_args())
+    options = Options(**{**values, "fault": tuple(values["fault"])})
+    try:
+        asyncio.run(Exchange(options).run())
+    except OSError as problem:
+        where = problem.filename or f"{HOST}:{options.port}"
+        print(f"exchange: cannot use {where}: {problem.strerror or problem}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

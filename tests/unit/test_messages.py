@@ -1,0 +1,282 @@
+"""Rows from frames, exact to the digit, whatever arrives."""
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.messages import Message, Row, parse_frame
+
+FRAMES = (Path(__file__).parents[1] / "data" / "mexc-frames.jsonl").read_text().splitlines()
+NOW = 1_795_000_000_000
+TS = 1_788_335_242_156
+
+
+def push(channel: str, data: str, *, symbol: str = "BTC_USDT", ts: str = str(TS)) -> str:
+    return f'{{"symbol":"{symbol}","data":{data},"channel":"{channel}","ts":{ts}}}'
+
+
+def parse(raw: str | bytes) -> Message:
+    return parse_frame(raw, "BTC_USDT", NOW)
+
+
+def texts(raw: str | bytes) -> list[tuple[str, str]]:
+    return [(row.mt, row.m) for row in parse(raw).rows]
+
+
+def ticker(**fields: str) -> str:
+    given = {"lastPrice": "1", "fairPrice": "2", "indexPrice": "3", "holdVol": "4", "fundingRate": "0.0001"} | fields
+    return push("push.ticker", "{%s}" % ",".join(f'"{name}":{value}' for name, value in given.items()))
+
+
+def deal(p: str = "84062.6", v: str = "13", direction: str = "1", rest: str = "") -> str:
+    return f'{{"p":{p},"v":{v},"T":{direction}{rest}}}'
+
+
+# The frames that MEXC really sent
+
+
+@pytest.mark.parametrize("raw", FRAMES)
+def test_a_real_frame_is_understood_by_the_collector_of_its_symbol(raw: str) -> None:
+    frame = json.loads(raw)
+    message = parse_frame(raw, frame.get("symbol", "BTC_USDT"), NOW)
+    known = {"push.ticker": "t", "push.deal": "d", "push.depth.full": "dp"}
+    control = frame["channel"] == "pong" or frame["channel"].startswith("rs.sub.")
+    expected = [] if control else [known.get(frame["channel"], "dl")]
+    assert [row.mt for row in message.rows] == expected
+    assert all(row.ts_ms == frame["ts"] for row in message.rows)
+
+
+def test_a_real_ticker() -> None:
+    raw = next(raw for raw in FRAMES if "LINK_USDT" in raw)
+    row = Row(1746351275382, "t", "14.022|14.022|14.028|14558875|-0.00004500")
+    assert parse_frame(raw, "LINK_USDT", NOW).rows == [row]
+
+
+def test_a_real_deal() -> None:
+    raw = next(raw for raw in FRAMES if "16005949540" in raw)
+    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2")]
+
+
+def test_a_real_book_keeps_its_trailing_zeros() -> None:
+    raw = next(raw for raw in FRAMES if "RIF_USDT" in raw)
+    bids, asks = "[0.080490,46],[0.080480,489],[0.080470,420]", "[0.080550,48],[0.080560,347],[0.080570,149]"
+    assert parse_frame(raw, "RIF_USDT", NOW).rows == [Row(1789498322169, "dp", f"{bids}|{asks}")]
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("84055", "84055"),
+        ("2384.60", "2384.60"),
+        ("7.548E+4", "75480"),
+        ("9.75e4", "97500"),
+        ("1.5E-7", "0.00000015"),
+        ("-0.5", "-0.5"),
+        ("0.1000000000000000055511151231257827", "0.1000000000000000055511151231257827"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+    ],
+)
+def test_a_price_is_stored_in_plain_notation_with_every_digit(sent: str, stored: str) -> None:
+    assert texts(push("push.deal", deal(p=sent))) == [("d", f"{stored}|13|1")]
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, min_value=-(10**30), max_value=10**30))
+def test_a_number_keeps_its_exact_value(number: Decimal) -> None:
+    (row,) = parse(push("push.deal", deal(p=str(number)))).rows
+    price = row.m.split("|")[0]
+    assert Decimal(price) == number
+    assert "e" not in price.lower()
+
+
+@pytest.mark.parametrize("sent", ["1E+999999999", "1e99999999999999999999", "NaN", "Infinity", "01", "true", "null"])
+def test_what_is_no_usable_number_makes_a_dead_letter(sent: str) -> None:
+    raw = push("push.deal", deal(p=sent))
+    assert texts(raw) == [("dl", raw[:500])]
+
+
+# Tickers
+
+
+@pytest.mark.parametrize(("sent", "stored"), [("546882118", "546882118"), ("5E+3", "5000"), ("12.0", "12")])
+def test_hold_vol_is_stored_as_an_integer(sent: str, stored: str) -> None:
+    assert texts(ticker(holdVol=sent)) == [("t", f"1|2|3|{stored}|0.00010000")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ("0", "0.00000000"),
+        ("0.000072", "0.00007200"),
+        ("-0.000045", "-0.00004500"),
+        ("7.2E-5", "0.00007200"),
+        ("0.0001234567891", "0.00012346"),
+    ],
+)
+def test_the_funding_rate_has_eight_decimals_and_its_sign(sent: str, stored: str) -> None:
+    assert texts(ticker(fundingRate=sent)) == [("t", f"1|2|3|4|{stored}")]
+
+
+@pytest.mark.parametrize("field", ["lastPrice", "fairPrice", "indexPrice", "holdVol", "fundingRate"])
+@pytest.mark.parametrize("value", ['"1"', "null", "[]", "true"])
+def test_a_ticker_with_a_field_that_is_no_number_is_a_dead_letter(field: str, value: str) -> None:
+    raw = ticker(**{field: value})
+    assert texts(raw) == [("dl", raw)]
+
+
+def test_a_ticker_with_fractional_hold_vol_is_a_dead_letter() -> None:
+    assert parse(ticker(holdVol="1.5")).rows[0].mt == "dl"
+
+
+# Deals
+
+
+def test_one_deal_comes_as_an_object() -> None:
+    assert texts(push("push.deal", deal())) == [("d", "84062.6|13|1")]
+
+
+def test_a_list_of_deals_is_stored_oldest_first() -> None:
+    deals = [
+        deal(p="4", rest=',"t":1746350434583,"i":"11"'),
+        deal(p="3", rest=',"t":1746350434582,"i":"9"'),
+        deal(p="2", rest=',"t":"1746350434581","i":10'),
+        deal(p="1", rest=',"t":1746350434581,"i":"9"'),
+    ]
+    assert [m for _, m in texts(push("push.deal", f"[{','.join(deals)}]"))] == ["1|13|1", "2|13|1", "3|13|1", "4|13|1"]
+
+
+def test_deals_without_time_and_id_stay_as_sent() -> None:
+    deals = f"[{deal(p='3')},{deal(p='1')},{deal(p='2')}]"
+    assert [m for _, m in texts(push("push.deal", deals))] == ["3|13|1", "1|13|1", "2|13|1"]
+
+
+def test_the_good_deals_of_a_list_are_stored_and_the_frame_is_kept_once() -> None:
+    raw = push("push.deal", f'[{deal(p="1")},7,{deal(v="null")},{deal(direction="3")},{deal(p="2")}]')
+    assert texts(raw) == [("d", "1|13|1"), ("d", "2|13|1"), ("dl", raw)]
+
+
+def test_an_empty_list_of_deals_gives_no_row() -> None:
+    message = parse(push("push.deal", "[]"))
+    assert message.rows == []
+    assert message.is_market_data
+
+
+# Depth
+
+
+def test_only_the_best_twenty_levels_are_stored() -> None:
+    levels = ",".join(f"[{n},{n + 100},1]" for n in range(30))
+    bids, asks = texts(push("push.depth.full", f'{{"bids":[{levels}],"asks":[[1.0,2]]}}'))[0][1].split("|")
+    assert bids == ",".join(f"[{n},{n + 100}]" for n in range(20))
+    assert asks == "[1.0,2]"
+
+
+def test_an_empty_side_is_empty_text() -> None:
+    assert texts(push("push.depth.full", '{"asks":[],"bids":[[1,2,3]]}')) == [("dp", "[1,2]|")]
+
+
+@pytest.mark.parametrize(
+    "book", ['{"asks":[]}', '{"asks":[],"bids":[[1]]}', '{"asks":[],"bids":[["1",2]]}', '{"asks":{},"bids":[]}', "[]"]
+)
+def test_a_book_that_is_not_one_is_a_dead_letter(book: str) -> None:
+    assert parse(push("push.depth.full", book)).rows[0].mt == "dl"
+
+
+# Timestamps
+
+
+@pytest.mark.parametrize("ts", [str(TS), f'"{TS}"'])
+def test_ts_is_the_frames_own(ts: str) -> None:
+    assert parse(push("push.deal", deal(), ts=ts)).rows[0].ts_ms == TS
+
+
+@pytest.mark.parametrize("ts", ["null", "-5", "0", "1.5", '"soon"', "[]", "99999999999999999", "true", '"１２３"'])
+def test_the_local_clock_stands_in_for_an_unusable_ts(ts: str) -> None:
+    assert parse(push("push.deal", deal(), ts=ts)).rows[0].ts_ms == NOW
+
+
+# Everything else
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "",
+        "{",
+        "7",
+        "null",
+        "[]",
+        '"push.deal"',
+        "{}",
+        '{"channel":7}',
+        '{"channel":null,"data":{}}',
+        push("push.deal", deal(), symbol="ETH_USDT"),
+        push("push.depth", "{}"),
+        '{"channel":"push.deal","data":{"p":1,"v":1,"T":1},"ts":1}',
+        "[" * 100_000,
+        '{"channel":' + '{"a":' * 100_000,
+    ],
+)
+def test_anything_else_is_a_dead_letter_of_500_characters(raw: str) -> None:
+    assert texts(raw) == [("dl", raw[:500])]
+
+
+def test_an_error_frame_is_a_dead_letter_with_its_text() -> None:
+    message = parse('{"channel":"rs.error","data":"Contract [NOPE_USDT] not exists","ts":1789498321790}')
+    assert (message.channel, message.text) == ("rs.error", "Contract [NOPE_USDT] not exists")
+    assert [(row.ts_ms, row.mt) for row in message.rows] == [(1789498321790, "dl")]
+
+
+@pytest.mark.parametrize("raw", ['{"channel":"pong","data":1,"ts":1}', '{"channel":"rs.sub.deal","data":"success"}'])
+def test_a_control_frame_gives_no_row(raw: str) -> None:
+    assert parse(raw).rows == []
+
+
+def test_a_binary_frame_is_a_dead_letter_even_if_it_could_be_read() -> None:
+    assert [row.mt for row in parse(push("push.deal", deal()).encode()).rows] == ["dl"]
+    assert texts(b"\xff\x00ok") == [("dl", "\\xff\x00ok")]
+
+
+def test_another_symbols_push_is_no_sign_of_life() -> None:
+    assert not parse(push("push.deal", deal(), symbol="ETH_USDT")).is_market_data
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+)
+frames = st.fixed_dictionaries(
+    {},
+    optional={
+        "channel": st.sampled_from(["push.deal", "push.ticker", "push.depth.full", "rs.error", "pong"]) | json_values,
+        "symbol": st.just("BTC_USDT") | json_values,
+        "ts": st.integers() | json_values,
+        "data": st.dictionaries(st.sampled_from(["p", "v", "T", "i", "t", "bids", "asks", "holdVol"]), json_values)
+        | st.lists(json_values, max_size=4)
+        | json_values,
+    },
+)
+
+
+@given(st.text() | st.binary() | st.text(alphabet='{}[]",:0123456789.eE+-truefalsn\\u \ud800'))
+def test_whatever_arrives_comes_out_as_rows(raw: str | bytes) -> None:
+    check_rows(parse(raw))
+
+
+@given(frames)
+def test_whatever_a_frame_holds_comes_out_as_rows(frame: dict[str, object]) -> None:
+    check_rows(parse(json.dumps(frame)))
+
+
+def check_rows(message: Message) -> None:
+    for row in message.rows:
+        assert 0 < row.ts_ms < 10_413_792_000_000
+        assert row.mt in ("t", "d", "dp", "dl")
+        row.m.encode()  # or it could not be stored
+        assert row.mt != "dl" or len(row.m) <= 500
