@@ -1,0 +1,77 @@
+"""A TCP proxy that cuts connections where a test wants it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+Direction = Literal["to server", "to client"]
+
+
+class Proxy:
+    """Forwards connections to 127.0.0.1:`target`; each direction can be cut after a number of bytes."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._lock = threading.Lock()
+        self._cut: tuple[Direction, int] | None = None
+        self.passed: dict[Direction, int] = {"to server": 0, "to client": 0}
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_after(self, direction: Direction, count: int) -> None:
+        """Let `count` more bytes pass in `direction`, then end that connection, once."""
+        with self._lock:
+            self._cut = (direction, count)
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                try:
+                    server = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:
+                    client.close()
+                    continue
+                for source, sink, direction in ((client, server, "to server"), (server, client, "to client")):
+                    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    threading.Thread(target=self._forward, args=(source, sink, direction), daemon=True).start()
+
+    def _forward(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                with self._lock:
+                    cut = False
+                    if self._cut is not None and self._cut[0] == direction:
+                        left = self._cut[1]
+                        cut = len(data) > left
+                        self._cut = None if cut else (direction, left - len(data))
+                        data = data[:left] if cut else data
+                    self.passed[direction] += len(data)
+                    self.cuts += cut
+                sink.sendall(data)
+                if cut:
+                    break
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+@contextmanager
+def open_proxy(target: int) -> Iterator[Proxy]:
+    """Give a proxy to 127.0.0.1:`target`, and close it."""
+    proxy = Proxy(target)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
