@@ -19,6 +19,8 @@ from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifie
 from pipeline.backoff import backoff
 from pipeline.client import explain, is_misconfigured
 from pipeline.feed import Feed, FeedEvents
+from pipeline.gaps import Gaps
+from pipeline.health import Heartbeat
 from pipeline.journal import Journal, JournalError, JournalFull
 from pipeline.messages import Row, parse_frame
 from pipeline.stats import Stats
@@ -74,6 +76,8 @@ class _Collector(FeedEvents):
             ping_interval=settings.ping_interval,
             stale_timeout=settings.stale_timeout,
         )
+        self._gaps = Gaps(settings.mexc_ws_url, self._symbol, journal, say)
+        self._heartbeat = Heartbeat(settings, config["table_name"], journal)
         self._failures: Counter[str] = Counter()  # consecutive ones, by kind
         self._signals = 0
         self._exit_code = EXIT_STOPPED
@@ -97,7 +101,7 @@ class _Collector(FeedEvents):
             say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
         say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
         self._journal.sync()
-        if not table.is_alive() and not feed.is_alive():
+        if self._gaps.finish(_RETRY) and not table.is_alive() and not feed.is_alive():
             self._journal.close()
         return self._exit_code
 
@@ -134,27 +138,27 @@ class _Collector(FeedEvents):
             self._keep(message.rows)
         if message.is_market_data:
             self._succeeded("dropped connection", "error frame")
-            self._confirm("sub." + message.channel.removeprefix("push."))
+            self._gaps.data_came(message.ts_ms)
+            self._confirm("sub." + message.channel.removeprefix("push."), message.ts_ms)
             if not message.rows:
                 self._stats.skipped()
         elif message.channel == "rs.error":
             self._failed("error frame", f"MEXC reports: {message.text}")
         elif message.channel.startswith("rs.sub.") and message.text == "success":
-            self._confirm(message.channel.removeprefix("rs."))
+            self._confirm(message.channel.removeprefix("rs."), message.ts_ms)
+        self._heartbeat.frame(is_market_data=message.is_market_data)
         return message.is_market_data
 
     def connected(self) -> None:
         self._succeeded("failed connect")
         self._unconfirmed = set(self._methods)
+        self._gaps.connected()
 
     def not_connected(self, line: str) -> None:
         self._failed("failed connect", line)
 
     def dropped(self, line: str) -> None:
         self._failed("dropped connection", line)
-
-    def resumed(self, seconds: float) -> None:
-        say(f"{self._symbol}: market data again, after {seconds:.1f} s without")
 
     def _keep(self, rows: list[Row]) -> None:
         try:
@@ -167,10 +171,12 @@ class _Collector(FeedEvents):
         else:
             self._journal_full = False
 
-    def _confirm(self, method: str) -> None:
+    def _confirm(self, method: str, ts_ms: int) -> None:
         if method in self._unconfirmed:
             self._unconfirmed.remove(method)
             say(f"Subscribed to: {method} for {self._symbol}")
+            if method == "sub.deal":
+                self._gaps.deals_confirmed(ts_ms)
 
     # The table's thread
 
@@ -226,6 +232,7 @@ class _Collector(FeedEvents):
             now = time.monotonic()
             if now - last_sync >= _SYNC:
                 self._journal.sync()
+                self._heartbeat.beat(journal_full=self._journal_full)
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
                 say(self._stats.block(now - last_block, self._journal.waiting))

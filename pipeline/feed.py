@@ -40,9 +40,6 @@ class FeedEvents:
     def dropped(self, line: str) -> None:
         """The connection ended, or was given up; `line` says why and when the next one comes."""
 
-    def resumed(self, seconds: float) -> None:
-        """Market data comes again, `seconds` after the last of an earlier connection."""
-
 
 class _ConnectFailed(Exception):
     """There is no connection; the text says why."""
@@ -116,7 +113,6 @@ class Feed:
         """Hand over the connection's frames until `stop`. Raises _Dropped."""
         self._send(connection, *self._requests)
         self._events.connected()
-        resuming = True
         turn = last_frame = last_data = time.monotonic()
         next_ping = turn + self._ping_interval
         while not self._stop.is_set():
@@ -128,9 +124,6 @@ class Feed:
             if raw is not None:
                 last_frame = now
                 if raw and self._events.frame(raw):
-                    if resuming and self._last_data is not None:
-                        self._events.resumed(now - self._last_data)
-                    resuming = False
                     last_data = self._last_data = now
             if now - last_frame > 3 * self._ping_interval:
                 raise _Dropped(f"Lost {self._url}: nothing came for {now - last_frame:.0f} s, not even a pong")

@@ -1,6 +1,7 @@
 """Rows on local disk until the table is known to hold them.
 
-In: rows `(ts_ms, mt, m)` as they come. Out: the same rows, oldest first, for as long as the table has not got them.
+In: rows `(ts_ms, mt, m, trade_id)` as they come. Out: `(ts_ms, mt, m)` of the same rows, oldest first, for as long as
+the table has not got them.
 Promise: once `append` has returned, a killed process loses nothing, and a power loss takes at most what came since the
 last `sync`. A row's id is the number it has in the table, counted from 1, so the table's own row count says which rows
 it holds; that is the whole acknowledgement. Rows the table holds are kept for a while longer (`RETAINED_ROWS`), because
@@ -24,10 +25,13 @@ _SPARE_PAGES = 500  # 2 MB that the file keeps free, so that it does not shrink 
 _WAL_PAGES = 2_000  # 8 MB of log between two checkpoints
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS rows (id INTEGER PRIMARY KEY, ts INTEGER NOT NULL, mt TEXT NOT NULL, m TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows (
+    id INTEGER PRIMARY KEY, ts INTEGER NOT NULL, mt TEXT NOT NULL, m TEXT NOT NULL, trade INTEGER NOT NULL
+);
 CREATE TABLE IF NOT EXISTS state (token TEXT, stored INTEGER NOT NULL);
 INSERT INTO state SELECT NULL, 0 WHERE NOT EXISTS (SELECT 1 FROM state);
 """
+_INSERT = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
 
 
 class JournalError(Exception):
@@ -83,20 +87,26 @@ class Journal:
         """How many rows the table is not known to hold."""
         return self.newest - self.stored
 
-    def append(self, rows: Sequence[tuple[int, str, str]]) -> None:
+    def append(self, rows: Sequence[tuple[int, str, str, int]]) -> None:
         """Take `rows`, all or none. Raises JournalFull."""
         with self._lock:
-            numbered = [(self.newest + n, *row) for n, row in enumerate(rows, 1)]
-            try:
-                self._insert(numbered)
-            except sqlite3.OperationalError as error:
-                try:
-                    self._delete_up_to(self.stored)  # rows that the table holds make room for rows it does not
-                    self._insert(numbered)
-                except sqlite3.OperationalError:
-                    raise JournalFull(str(error)) from None
-            self.newest += len(numbered)
-            self._arrived.notify()
+            self._append(rows)
+
+    def append_missed(self, deals: Sequence[tuple[int, str, str, int]]) -> int:
+        """Take those of `deals` whose trade ids no row kept here has; return how many. Raises JournalFull."""
+        with self._lock:
+            known = {trade for (trade,) in self._db.execute("SELECT trade FROM rows ORDER BY id DESC LIMIT 50000")}
+            missed = [deal for deal in deals if deal[3] not in known]
+            if missed:
+                self._append(missed)
+            return len(missed)
+
+    def newest_ts(self, *types: str) -> int | None:
+        """Return the time of the newest row of one of the message `types`; None where none is kept."""
+        with self._lock:
+            query = f"SELECT ts FROM rows WHERE mt IN ({','.join('?' * len(types))}) ORDER BY id DESC LIMIT 1"
+            found = self._db.execute(query, types).fetchone()
+            return found[0] if found else None
 
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for rows that the table has not got; return whether there are any."""
@@ -152,12 +162,25 @@ class Journal:
         value: int = self._db.execute(f"PRAGMA {name}").fetchone()[0]
         return value
 
-    def _insert(self, numbered: Sequence[tuple[int, int, str, str]]) -> None:
+    def _append(self, rows: Sequence[tuple[int, str, str, int]]) -> None:
+        numbered = [(self.newest + n, *row) for n, row in enumerate(rows, 1)]
+        try:
+            self._insert(numbered)
+        except sqlite3.OperationalError as error:
+            try:
+                self._delete_up_to(self.stored)  # rows that the table holds make room for rows it does not
+                self._insert(numbered)
+            except sqlite3.OperationalError:
+                raise JournalFull(str(error)) from None
+        self.newest += len(numbered)
+        self._arrived.notify()
+
+    def _insert(self, numbered: Sequence[tuple[int, int, str, str, int]]) -> None:
         if len(numbered) == 1:
-            self._db.execute("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered[0])
+            self._db.execute(_INSERT, numbered[0])
         else:
             with self._transaction():
-                self._db.executemany("INSERT INTO rows VALUES (?, ?, ?, ?)", numbered)
+                self._db.executemany(_INSERT, numbered)
 
     def _delete_up_to(self, last: int) -> None:
         self._db.execute("DELETE FROM rows WHERE id <= ?", (last,))

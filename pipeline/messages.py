@@ -32,21 +32,28 @@ _MAX_EXPONENT = 400  # beyond any float; keeps 1E+999999999 from becoming a giga
 
 
 class Row(NamedTuple):
-    """One row of a table: milliseconds since the epoch (UTC), the message type, the text."""
+    """One row of a table: milliseconds since the epoch (UTC), the message type, the text.
+
+    `trade_id` is not stored there: by it, the journal tells a deal that it had already from one that was missed. 0 is
+    none.
+    """
 
     ts_ms: int
     mt: str
     m: str
+    trade_id: int = 0
 
 
 class Message(NamedTuple):
     """What one frame held.
 
-    `channel` is as sent (``push.deal``, ``rs.sub.deal``, ``pong``, ...) and empty if there is none. `text` is the
-    `data` of a frame whose data is a string: an acknowledgement's ``success`` or an error's description.
+    `channel` is as sent (``push.deal``, ``rs.sub.deal``, ``pong``, ...) and empty if there is none. `ts_ms` is the
+    frame's time. `text` is the `data` of a frame whose data is a string: an acknowledgement's ``success`` or an error's
+    description.
     """
 
     channel: str
+    ts_ms: int
     rows: list[Row]
     text: str = ""
 
@@ -73,28 +80,51 @@ def parse_frame(raw: str | bytes, symbol: str, now_ms: int) -> Message:
     All rows have the frame's own `ts`, or `now_ms` where that is missing or unusable. Never raises.
     """
     if isinstance(raw, bytes):
-        return Message("", [_dead_letter(raw.decode("utf-8", "backslashreplace"), now_ms)])
+        return Message("", now_ms, [_dead_letter(raw.decode("utf-8", "backslashreplace"), now_ms)])
     try:
         frame = _decode(raw)
         channel = frame.get("channel")
     except (ValueError, RecursionError, AttributeError):  # not JSON, bottomless JSON, JSON that is no object
-        return Message("", [_dead_letter(raw, now_ms)])
+        return Message("", now_ms, [_dead_letter(raw, now_ms)])
     if not isinstance(channel, str) or isinstance(channel, Number):
         channel = ""
     ts_ms = _timestamp(frame.get("ts"), now_ms)
     data = frame.get("data")
     if channel == "pong" or channel.startswith("rs.sub."):
-        return Message(channel, [], data if isinstance(data, str) else "")
+        return Message(channel, ts_ms, [], data if isinstance(data, str) else "")
     formatter = _FORMATTERS.get(channel)
     if formatter is None or frame.get("symbol") != symbol:
-        return Message(channel, [_dead_letter(raw, ts_ms)], data if isinstance(data, str) else "")
+        return Message(channel, ts_ms, [_dead_letter(raw, ts_ms)], data if isinstance(data, str) else "")
     try:
         rows, complete = formatter(data, ts_ms)
     except _Unusable:
         rows, complete = [], False
     if not complete:
         rows.append(_dead_letter(raw, ts_ms))
-    return Message(channel, rows)
+    return Message(channel, ts_ms, rows)
+
+
+def parse_rest_deals(text: str) -> list[Row]:
+    """Return the deals in an answer of REST's ``/api/v1/contract/deals``, oldest first, each with its own time.
+
+    Deals without time or id are left out. Raises a ValueError that says why if the answer holds no list of deals.
+    """
+    try:
+        answer = _object(_decode(text))
+    except (ValueError, RecursionError):
+        raise ValueError(f"the answer is no JSON object: {text[:80]}") from None
+    deals = answer.get("data")
+    if not isinstance(deals, list):
+        raise ValueError(f"the answer holds no deals: {text[:80]}")  # noqa: TRY004 (the type of an answer's value)
+    rows = []
+    for deal in deals:
+        try:
+            row = _deal(deal, _timestamp(_object(deal).get("t"), 0))
+        except _Unusable:
+            continue
+        if row.ts_ms and row.trade_id:
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row.ts_ms, row.trade_id))
 
 
 def format_ticker_data(data: Any, ts_ms: int) -> tuple[list[Row], bool]:
@@ -119,17 +149,18 @@ def format_deal_data(data: Any, ts_ms: int) -> tuple[list[Row], bool]:
     where `data` is neither.
     """
     if isinstance(data, dict):
-        return [Row(ts_ms, DEAL, _deal(data))], True
+        return [_deal(data, ts_ms)], True
     if not isinstance(data, list):
         raise _Unusable
     deals = []
     for deal in data:
         try:
-            deals.append((_timestamp(_get(deal, "t"), ts_ms), _trade_id(_get(deal, "i")), _deal(deal)))
+            row = _deal(deal, ts_ms)
         except _Unusable:
             continue
+        deals.append((_timestamp(deal.get("t"), ts_ms), row.trade_id, row))
     deals.sort(key=lambda deal: deal[:2])  # MEXC sends the newest first; deals that tie stay as sent
-    return [Row(ts_ms, DEAL, text) for _, _, text in deals], len(deals) == len(data)
+    return [row for _, _, row in deals], len(deals) == len(data)
 
 
 def format_depth_data(data: Any, ts_ms: int) -> tuple[list[Row], bool]:
@@ -164,15 +195,16 @@ def _timestamp(value: Any, otherwise: int) -> int:
 
 
 def _trade_id(value: Any) -> int:
-    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,30}", value) else 0
+    return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value) else 0
 
 
-def _deal(deal: Any) -> str:
+def _deal(deal: Any, ts_ms: int) -> Row:
     fields = _object(deal)
     direction = _integer(fields.get("T"))
     if direction not in ("1", "2"):
         raise _Unusable
-    return f"{_plain(fields.get('p'))}|{_plain(fields.get('v'))}|{direction}"
+    text = f"{_plain(fields.get('p'))}|{_plain(fields.get('v'))}|{direction}"
+    return Row(ts_ms, DEAL, text, _trade_id(fields.get("i")))
 
 
 def _side(levels: Any) -> str:
@@ -191,10 +223,6 @@ def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _Unusable
     return value
-
-
-def _get(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, dict) else None
 
 
 def _plain(value: Any) -> str:

@@ -48,7 +48,7 @@ class Writer:
         self.open()
 
     def take(self, rows: list[StoredRow]) -> None:
-        self.journal.append(rows)
+        self.journal.append([(*row, 0) for row in rows])
 
     def store(self) -> int:
         """Send until all is stored; return how many tries failed."""

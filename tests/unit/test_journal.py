@@ -17,6 +17,10 @@ Row = tuple[int, str, str]
 PLENTY = 1 << 30
 
 
+def new(first: int, last: int) -> list[tuple[int, str, str, int]]:
+    return [(*row, 0) for row in rows(first, last)]
+
+
 def rows(first: int, last: int) -> list[Row]:
     return [(n, "d", f"{n}|1|1") for n in range(first, last + 1)]
 
@@ -33,7 +37,7 @@ def journal(path: Path) -> Iterator[Journal]:
     opened.close()
 
 
-def fill(journal: Journal, batch: list[Row]) -> int:
+def fill(journal: Journal, batch: list[tuple[int, str, str, int]]) -> int:
     """Append `batch` again and again until the journal is full; return how many rows it took."""
     for taken in range(10_000):
         try:
@@ -50,8 +54,8 @@ def reopened(journal: Journal, path: Path) -> Journal:
 
 
 def test_rows_come_back_in_order_until_they_are_acknowledged(journal: Journal) -> None:
-    journal.append(rows(1, 1))
-    journal.append(rows(2, 5))
+    journal.append(new(1, 1))
+    journal.append(new(2, 5))
     assert journal.pending(3) == rows(1, 3)
     journal.acknowledge(2)
     assert journal.pending(10) == rows(3, 5)
@@ -59,7 +63,7 @@ def test_rows_come_back_in_order_until_they_are_acknowledged(journal: Journal) -
 
 
 def test_what_was_appended_and_acknowledged_survives_closing(journal: Journal, path: Path) -> None:
-    journal.append(rows(1, 5))
+    journal.append(new(1, 5))
     journal.renumber(0, 0, "token")
     journal.acknowledge(3)
     again = reopened(journal, path)
@@ -68,7 +72,7 @@ def test_what_was_appended_and_acknowledged_survives_closing(journal: Journal, p
 
 
 def test_an_acknowledgement_taken_back_sends_rows_again(journal: Journal) -> None:
-    journal.append(rows(1, 5))
+    journal.append(new(1, 5))
     journal.acknowledge(5)
     journal.acknowledge(3)
     assert journal.pending(10) == rows(4, 5)
@@ -76,7 +80,7 @@ def test_an_acknowledgement_taken_back_sends_rows_again(journal: Journal) -> Non
 
 def test_acknowledged_rows_are_kept_for_a_while_and_no_longer(journal: Journal, path: Path) -> None:
     last = 3 * RETAINED_ROWS
-    journal.append(rows(1, last))
+    journal.append(new(1, last))
     journal.acknowledge(last)
     assert journal.oldest == last - RETAINED_ROWS + 1
     assert reopened(journal, path).oldest == last - RETAINED_ROWS + 1
@@ -85,7 +89,7 @@ def test_acknowledged_rows_are_kept_for_a_while_and_no_longer(journal: Journal, 
 
 
 def test_the_file_shrinks_after_an_outage(journal: Journal, path: Path) -> None:
-    journal.append([(1, "dp", "x" * 600)] * 50_000)
+    journal.append([(1, "dp", "x" * 600, 0)] * 50_000)
     grown = path.stat().st_size
     journal.acknowledge(50_000)
     reopened(journal, path)
@@ -93,20 +97,20 @@ def test_the_file_shrinks_after_an_outage(journal: Journal, path: Path) -> None:
 
 
 def test_renumbering_gives_pending_rows_the_numbers_after_what_the_table_holds(journal: Journal, path: Path) -> None:
-    journal.append(rows(1, 5))
+    journal.append(new(1, 5))
     journal.acknowledge(2)
     journal.renumber(journal.stored, 1_000, "another")
     for opened in (journal, reopened(journal, path)):
         assert (opened.stored, opened.oldest, opened.newest, opened.token) == (1_000, 1_001, 1_003, "another")
         assert opened.pending(10) == rows(3, 5)
-    journal.append(rows(6, 6))
+    journal.append(new(6, 6))
     assert journal.newest == 1_004
     assert journal.pending(10) == rows(3, 6)
 
 
 @pytest.mark.parametrize("shift", [-3, -1, 0, 1, 3])
 def test_renumbering_works_where_old_and_new_numbers_overlap(journal: Journal, shift: int) -> None:
-    journal.append(rows(1, 9))
+    journal.append(new(1, 9))
     journal.acknowledge(4)
     journal.renumber(4, 4 + shift, "token")
     assert journal.pending(10) == rows(5, 9)
@@ -116,14 +120,28 @@ def test_renumbering_works_where_old_and_new_numbers_overlap(journal: Journal, s
 def test_an_empty_journal_can_be_renumbered(journal: Journal) -> None:
     journal.renumber(0, 50, "token")
     assert (journal.oldest, journal.newest, journal.waiting) == (51, 50, 0)
-    journal.append(rows(1, 1))
+    journal.append(new(1, 1))
     assert journal.newest == 51
+
+
+def test_only_deals_that_were_missed_are_taken(journal: Journal) -> None:
+    journal.append([(1, "t", "ticker", 0), (2, "d", "had", 7), (3, "d", "had as well", 9)])
+    journal.acknowledge(2)
+    assert journal.append_missed([(2, "d", "had", 7), (2, "d", "missed", 8), (3, "d", "had as well", 9)]) == 1
+    assert journal.pending(10) == [(3, "d", "had as well"), (2, "d", "missed")]
+    assert journal.append_missed([(2, "d", "missed", 8)]) == 0
+
+
+def test_the_newest_time_is_that_of_market_data(journal: Journal) -> None:
+    assert journal.newest_ts("t", "d") is None
+    journal.append([(5, "d", "deal", 7), (6, "t", "ticker", 0), (7, "dl", "?", 0)])
+    assert journal.newest_ts("t", "d") == 6
 
 
 def test_a_second_writer_is_turned_away(journal: Journal, path: Path) -> None:
     with pytest.raises(JournalError, match="a collector for this table is already running"):
         Journal(path, PLENTY)
-    journal.append(rows(1, 1))
+    journal.append(new(1, 1))
 
 
 def test_a_directory_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> None:
@@ -134,7 +152,7 @@ def test_a_directory_that_cannot_be_used_is_said_in_one_line(tmp_path: Path) -> 
 
 def test_when_full_the_oldest_rows_stay_and_new_ones_are_refused(path: Path) -> None:
     journal = Journal(path, 1 << 20)
-    taken = fill(journal, rows(1, 10))
+    taken = fill(journal, new(1, 10))
     assert journal.newest == journal.waiting == taken
     assert journal.pending(10**6) == rows(1, 10) * (taken // 10)
     journal.acknowledge(journal.newest)
@@ -143,10 +161,10 @@ def test_when_full_the_oldest_rows_stay_and_new_ones_are_refused(path: Path) -> 
 
 def test_there_is_room_again_once_the_table_has_taken_rows(path: Path) -> None:
     journal = Journal(path, 4 << 20)
-    fill(journal, [(1, "dp", "x" * 600)] * 100)
+    fill(journal, [(1, "dp", "x" * 600, 0)] * 100)
     # The retained window alone would fill this journal, so it must give way.
     journal.acknowledge(journal.newest)
-    journal.append([(1, "dp", "x" * 600)] * 100)
+    journal.append([(1, "dp", "x" * 600, 0)] * 100)
     journal.close()
 
 
@@ -157,7 +175,7 @@ from pipeline.journal import Journal
 journal = Journal(Path(sys.argv[1]), 1 << 30)
 n = 0
 while True:
-    journal.append([(n + 1, "d", str(n + 1)), (n + 2, "d", str(n + 2))])
+    journal.append([(n + 1, "d", str(n + 1), 0), (n + 2, "d", str(n + 2), 0)])
     n += 2
     print(n, flush=True)
 """
@@ -179,7 +197,7 @@ def test_what_was_taken_survives_kill_9(path: Path, rounds: int) -> None:
 
 
 def test_what_was_taken_is_on_the_disk_after_a_sync(journal: Journal, path: Path, tmp_path: Path) -> None:
-    journal.append(rows(1, 100))
+    journal.append(new(1, 100))
     journal.sync()
     copy = tmp_path / "copy.db"
     for suffix in ("", "-wal"):  # what a power loss would leave

@@ -29,7 +29,7 @@ def texts(raw: str | bytes) -> list[tuple[str, str]]:
 
 def ticker(**fields: str) -> str:
     given = {"lastPrice": "1", "fairPrice": "2", "indexPrice": "3", "holdVol": "4", "fundingRate": "0.0001"} | fields
-    return push("push.ticker", "{%s}" % ",".join(f'"{name}":{value}' for name, value in given.items()))
+    return push("push.ticker", "{" + ",".join(f'"{name}":{value}' for name, value in given.items()) + "}")
 
 
 def deal(p: str = "84062.6", v: str = "13", direction: str = "1", rest: str = "") -> str:
@@ -58,7 +58,7 @@ def test_a_real_ticker() -> None:
 
 def test_a_real_deal() -> None:
     raw = next(raw for raw in FRAMES if "16005949540" in raw)
-    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2")]
+    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2", trade_id=16005949540)]
 
 
 def test_a_real_book_keeps_its_trailing_zeros() -> None:
@@ -157,7 +157,7 @@ def test_deals_without_time_and_id_stay_as_sent() -> None:
 
 
 def test_the_good_deals_of_a_list_are_stored_and_the_frame_is_kept_once() -> None:
-    raw = push("push.deal", f'[{deal(p="1")},7,{deal(v="null")},{deal(direction="3")},{deal(p="2")}]')
+    raw = push("push.deal", f"[{deal(p='1')},7,{deal(v='null')},{deal(direction='3')},{deal(p='2')}]")
     assert texts(raw) == [("d", "1|13|1"), ("d", "2|13|1"), ("dl", raw)]
 
 
