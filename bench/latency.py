@@ -1,0 +1,92 @@
+"""From a frame's time stamp to its row acknowledged and readable, against a bare single-row INSERT.
+
+A real collector process takes frames from the simulated exchange, whose `ts` is the millisecond in which a frame is
+sent, and notes the time at which ClickHouse has acknowledged each row. Between two rates, the same rows are sent one
+by one with nothing but clickhouse-driver.
+"""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+from bench.tables import percentile, print_table
+from config import load_settings
+from pipeline.client import connect
+from tests.stack import Stack, open_stack
+
+RATES = (15, 50, 500)  # frames/s
+SECONDS = 20
+BARE_INSERTS = 500
+
+_TIMED_COLLECTOR = """
+import sys, time
+from config import BTC_CONFIG
+from pipeline import collector, table
+append_pending = table.Table.append_pending
+notes = open(sys.argv[1], "w")
+def timed(self):
+    rows = append_pending(self)
+    now = time.time_ns() / 1e6
+    notes.writelines(f"{now - ts:.3f}\\n" for ts, _, _ in rows)
+    return rows
+table.Table.append_pending = timed
+code = collector.collect(BTC_CONFIG)
+notes.close()
+sys.exit(code)
+"""
+
+
+def main() -> None:
+    """Measure and print the table."""
+    with tempfile.TemporaryDirectory() as directory, open_stack(Path(directory)) as stack:
+        stack.clickhouse()
+        rows = []
+        for rate in RATES:
+            bare = bare_inserts(stack)
+            frames = frame_to_row(stack, rate)
+            median = percentile(bare, 50)
+            figures = [percentile(frames, percent) for percent in (50, 99, 99.9)]
+            rows.append([rate, len(frames), median, percentile(bare, 99), *figures, figures[1] / median])
+    header = [
+        "frames/s",
+        "rows",
+        "bare p50, ms",
+        "bare p99",
+        "row p50, ms",
+        "row p99",
+        "row p99.9",
+        "row p99 / bare p50",
+    ]
+    print_table(header, rows)
+
+
+def bare_inserts(stack: Stack) -> list[float]:
+    """Return the milliseconds that each of some single-row INSERTs takes, into an empty table."""
+    stack.setup("--reset", "--yes")
+    client = connect(load_settings(stack.env, dotenv=None), query_settings={"async_insert": 0})
+    took = []
+    for n in range(BARE_INSERTS):
+        begin = time.perf_counter()
+        client.execute("INSERT INTO mexc_data.btc (ts, mt, m) VALUES", [(1_788_335_242_156 + n, "d", "77525.9|3|2")])
+        took.append((time.perf_counter() - begin) * 1000)
+    client.disconnect()
+    return took
+
+
+def frame_to_row(stack: Stack, rate: int) -> list[float]:
+    """Return the milliseconds from frame to row, of each row of a run."""
+    stack.setup("--reset", "--yes")
+    exchange = stack.exchange("--rate", rate)
+    notes = stack.directory / f"latency-{rate}"
+    collector = stack.start("-c", _TIMED_COLLECTOR, notes, STATS_INTERVAL=3600)
+    stack.wait_for_rows(rate * SECONDS)
+    collector.stop()
+    exchange.process.stop(signal.SIGTERM)
+    return [float(line) for line in notes.read_text().splitlines()][rate:]  # without the first second
+
+
+if __name__ == "__main__":
+    main()
