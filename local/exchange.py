@@ -92,7 +92,7 @@ class Client:
     def close(self) -> None:
         """Send a close frame without a code, as MEXC does: the client sees 1005."""
         if self.ws.state is State.OPEN:
-            self.ws.protocol.send_close()
+            self.ws.protocol.send_close()  # the connection's own close() cannot do without a code
             self.ws.send_data()
 
     def heal(self) -> None:
@@ -102,7 +102,7 @@ class Client:
             self.ws.transport.resume_reading()
 
 
-# Faults that strike every open connection once, each time they are asked for.
+# Faults that strike every open connection once, each time they are asked for. Their docstrings are what --help says.
 
 
 def drop(client: Client) -> None:
@@ -284,6 +284,7 @@ class Exchange:
         self._lasting: dict[str, float] = {}  # how many more connections or requests it will hit
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault_tasks: set[asyncio.Task[None]] = set()
+        self._going = asyncio.Lock()
 
     async def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises OSError if it cannot listen, or cannot write the log."""
@@ -316,10 +317,10 @@ class Exchange:
             server_header=None,
         )
 
-    def _stop(self, error: BaseException | None) -> None:
+    def _stop(self, failure: BaseException | None) -> None:
         if not self._stopped.done():
-            if error:
-                self._stopped.set_exception(error)
+            if failure:
+                self._stopped.set_exception(failure)
             else:
                 self._stopped.set_result(None)
 
@@ -452,7 +453,11 @@ class Exchange:
         return copies
 
     def _log(self, number: int, symbol: str, frame: bytes) -> None:
-        """Note a market frame that connection `number` was sent, or a deal that nobody was (number 0)."""
+        """Note a market frame that connection `number` was sent, or a deal that nobody was (number 0).
+
+        One line of JSON each: ``{"conn": 1, "seq": 1, "symbol": "BTC_USDT", "frame": "..."}``; `seq` counts per
+        connection, and bytes that are not UTF-8 are escaped as Python's surrogateescape does.
+        """
         if self._log_file:
             self._logged[number] += 1
             text = frame.decode(errors="surrogateescape")
@@ -518,11 +523,14 @@ class Exchange:
         self._lasting.pop(name, None)
 
     async def _go_away(self, seconds: float) -> None:
-        self._struck["gone"] += 1
-        self._server.close()
-        await self._server.wait_closed()
-        await asyncio.sleep(seconds)
-        self._server = await self._listen()
+        async with self._going:  # asked for twice, it goes twice
+            self._struck["gone"] += 1
+            for listener in self._server.sockets:  # asyncio forgets, but keeps open, what it accepts while it closes
+                asyncio.get_running_loop().remove_reader(listener)
+            self._server.close()
+            await self._server.wait_closed()
+            await asyncio.sleep(seconds)
+            self._server = await self._listen()
 
     def _hits(self, name: str) -> bool:
         """Return whether a lasting fault holds, and count that it did."""
@@ -664,9 +672,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--port", type=_number(int, 0, 65535), default=8765, help="0 takes any free one (default: %(default)s)")
-    add(
-        "--rate", type=_number(float, 0, 1e6), help="frames/s of each symbol; 0 is as fast as it goes (default: MEXC's)"
-    )
+    add("--rate", type=_number(float, 0, 1e6), help="frames/s of each symbol; 0: as they are read (default: MEXC's)")
     add("--frames", type=_number(int, 1, 1e12), default=math.inf, help="per connection and symbol, then no more")
     add("--seed", type=int, default=0, help="of the simulated markets (default: %(default)s)")
     add("--replay", type=Path, metavar="FILE", help="send this file's lines, as they are, instead of a simulation")

@@ -47,8 +47,8 @@ class Deal(NamedTuple):
     price: str
     volume: int  # contracts
     side: int
-    opens: int
-    own: int
+    opens: int  # MEXC's `O`: 1 opens a position, 2 closes one, 3 neither
+    own: int  # MEXC's `M`: 1 if both sides are one account's, else 2
     time_ms: int
     number: int
 

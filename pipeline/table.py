@@ -46,8 +46,10 @@ class Table:
         self._journal = journal
         self._say = say
         self._batch = settings.max_batch_rows
-        # Without disable_reconnect, the driver would hide that a server was restarted between two INSERTs.
-        self._client = connect(settings, query_settings=_SETTINGS, disable_reconnect=True)
+        self._client = connect(settings, query_settings=_SETTINGS)
+        # Before each query the driver asks whether the connection is alive, and makes a new one if not. That costs a
+        # round trip, and would hide that the server was restarted between two INSERTs; the INSERT itself finds out.
+        self._client.connection.ping = lambda: True
         self._query_ids = f"append {self._full_name} "
         self._in_flight = 0  # rows of an INSERT whose outcome is not known
         self.in_step = False

@@ -35,6 +35,7 @@ LASTING = ("refuse", "forbid", "hang-up", "rest-down", "gone")
 CHANNELS = ("ticker", "deal", "depth.full")
 DEADLINE = 20.0  # seconds; reached only when a test fails
 BROKEN = (ConnectionResetError, websocket.WebSocketConnectionClosedException)  # as opposed to closed politely
+UNREACHABLE = (ConnectionError, urllib.error.URLError)
 Frame = dict[str, Any]
 
 
@@ -131,11 +132,14 @@ class Exchange:
         return deals
 
     def wait(self, wanted: Callable[[Any], object]) -> Any:
-        """Return /status as soon as it is as wanted."""
+        """Return /status as soon as it is there and as wanted."""
         end = time.monotonic() + DEADLINE
-        while not wanted(status := self.get("/status")):
-            assert time.monotonic() < end, status
-        return status
+        status = None
+        while time.monotonic() < end:
+            with suppress(*UNREACHABLE):
+                if wanted(status := self.get("/status")):
+                    return status
+        pytest.fail(f"the last status was {status}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Return the exit code; whatever was written to stderr is an error."""
@@ -161,7 +165,7 @@ def start() -> Iterator[Start]:
 
     yield start
     for exchange in started:
-        if exchange.process.poll() is None:
+        if exchange.process.returncode is None:  # the test has not waited for its end
             assert exchange.stop() == 0
 
 
@@ -780,12 +784,20 @@ def test_gone_refuses_connections_and_comes_back(start: Start) -> None:
     assert client.end() == 1001
     with pytest.raises(ConnectionRefusedError):
         Client(exchange.url)
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-        with suppress(ConnectionRefusedError):
-            assert exchange.connect().until_pong() == []
-            return
-    pytest.fail("it did not come back")
+    exchange.wait(lambda status: status["struck"] == {"gone": 1})
+    assert exchange.connect().until_pong() == []
+
+
+def test_gone_twice_at_once_is_gone_one_after_the_other(start: Start) -> None:
+    exchange = start("--fault", "gone:0.02", "--fault", "gone:0.02")
+    exchange.wait(lambda status: status["struck"] == {"gone": 2})
+
+
+def test_a_connection_that_comes_while_it_goes_is_not_left_hanging(start: Start) -> None:
+    exchange = start()
+    while exchange.wait(lambda _: True)["struck"].get("gone", 0) < 30:
+        with suppress(*UNREACHABLE):
+            exchange.fault("gone:0.001")
 
 
 def test_it_stops_while_it_is_gone(start: Start) -> None:
