@@ -7,7 +7,14 @@ import re
 from typing import Any
 
 from clickhouse_driver import Client
-from clickhouse_driver.errors import Error, ErrorCodes, NetworkError, ServerException, UnexpectedPacketFromServerError
+from clickhouse_driver.errors import (
+    Error,
+    ErrorCodes,
+    NetworkError,
+    ServerException,
+    SocketTimeoutError,
+    UnexpectedPacketFromServerError,
+)
 
 from config import Settings
 
@@ -64,9 +71,9 @@ def explain(error: BaseException, settings: Settings) -> str:
         return f"{server} reports error {error.code}: {' '.join(text.removeprefix('DB::Exception: ').split())}"
     if isinstance(error, UnexpectedPacketFromServerError):
         return f"{server} does not speak the native protocol: check CLICKHOUSE_PORT (9000, unless it was changed)"
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError | SocketTimeoutError):
         return f"{server} did not answer in time"
     if isinstance(error, NetworkError | OSError):
         reason = error.message if isinstance(error, Error) else error.strerror or str(error)
-        return f"{server} cannot be reached: {reason.split(' (')[0].lower() or 'no answer in time'}"
+        return f"{server} cannot be reached: {reason.split(' (')[0].lower()}"
     return f"{server} broke off the connection"
