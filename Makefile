@@ -5,10 +5,10 @@ BIN := venv/bin
 SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
 SECONDS ?= 40
 
-.PHONY: help demo run test lint format bench clean
+.PHONY: help demo run test test-root lint format bench clean
 
 help: ## What there is
-	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
 
 demo: venv/local.done ## All three collectors on a simulated exchange, for SECONDS=40, then the report
 	$(BIN)/python -m local --simulate --seconds $(SECONDS)
@@ -17,7 +17,10 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need no root
-	$(BIN)/pytest -m "not vpn and not docker" $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker" -n 4 --dist loadfile $(PYTEST)
+
+test-root: venv/dev.done ## The tests that need root: VPN in network namespaces, Docker with a daemon of its own
+	$(BIN)/pytest -m "vpn or docker" $(PYTEST)
 
 lint: venv/dev.done ## Style, types, shell scripts
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,10 @@ def free_port() -> int:
 class Process:
     """A running script; what it prints is kept, stdout and stderr together."""
 
-    def __init__(self, *command: object, env: dict[str, str], cwd: Path = PROJECT) -> None:
+    def __init__(self, *command: object, env: dict[str, str], cwd: Path = PROJECT, prefix: Sequence[str] = ()) -> None:
         self.lines: list[str] = []
         self._process = subprocess.Popen(
-            [sys.executable, *map(str, command)],
+            [*prefix, sys.executable, *map(str, command)],
             cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -122,13 +122,15 @@ class Stack:
             "JOURNAL_DIR": str(directory / "journal"),
             "STATS_INTERVAL": "1",
         }
+        self.prefix: Sequence[str] = ()
+        """A command that runs what follows it, for all processes; see tests.disks."""
         self.processes: list[Process] = []
         self._client: Client | None = None
 
     def start(self, *command: object, cwd: Path = PROJECT, **env: Any) -> Process:
         """Start a script of the project with extra environment variables."""
         extra = {name: str(value) for name, value in env.items()}
-        self.processes.append(Process(*command, env=self.env | extra, cwd=cwd))
+        self.processes.append(Process(*command, env=self.env | extra, cwd=cwd, prefix=self.prefix))
         return self.processes[-1]
 
     def run(self, *command: object, **env: Any) -> Process:
