@@ -58,7 +58,7 @@ def report(storage: Storage) -> str:
     for table in storage.tables:
         if table.records:
             lines.append(f"  {table.name.upper()}: {table.records} total")
-            lines += [f"    {mt + ':':<3} {count:<6} # {_TYPES[mt]}" for mt, count in table.by_type.items()]
+            lines += [f"    {f'{mt}: {count}':<8} # {_TYPES[mt]}" for mt, count in table.by_type.items()]
     lines += ["", "STORAGE STATISTICS"]
     if storage.volume is not None:
         lines.append(f"  Total ClickHouse volume size: {human_size(storage.volume)}")

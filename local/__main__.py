@@ -30,7 +30,7 @@ class Part:
     """A process of the stack, with its name before each line that it prints."""
 
     def __init__(self, name: str, command: Sequence[str], environ: dict[str, str]) -> None:
-        self.name, self._command, self._environ = name, command, environ
+        self.name, self._command, self._environ = name, list(command), environ
         self._ready = threading.Event()
         self.address = ""
         self.start()
@@ -58,6 +58,11 @@ class Part:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 return False
         return True
+
+    def keep_address(self) -> str:
+        """Return the address of a server that took any port (its last argument), to be the same after a restart."""
+        self._command[-1] = self.address.rpartition(":")[2].partition("/")[0]
+        return self.address
 
     def stop(self) -> None:
         """Ask the process to end, and see to it that it does."""
@@ -119,7 +124,7 @@ def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate:
         if not all(server.wait_until_ready() for server in servers):
             return 1
         if simulate:
-            environ["MEXC_WS_URL"] = servers[1].address
+            environ["MEXC_WS_URL"] = servers[1].keep_address()
         if subprocess.run([sys.executable, "ch_setup.py"], cwd=PROJECT, env=environ, check=False).returncode:
             return 1
         for config in ALL_CONFIGS:

@@ -39,6 +39,7 @@ from local.native import Block, ProtocolError, Query, Reader, ServerError
 DEFAULT_DATA = PROJECT / "local-data" / "clickhouse"
 STOP_GRACE = 1.0  # seconds for clients to take what is being sent to them when the server stops
 RECEIVE_SIZE = 1 << 18
+MIN_FREE = 32 << 20  # bytes; chdb does not notice that a disk is full, acknowledges the rows and damages the table
 
 
 class StartError(Exception):
@@ -162,6 +163,14 @@ class Engine:
     def connect(self) -> Any:
         """Return a new connection to the engine."""
         return self._connect(str(self._data))
+
+    def require_space(self) -> None:
+        """Raise ServerError if the disk is too full to be written to."""
+        disk = os.statvfs(self._data)
+        free = disk.f_bavail * disk.f_frsize
+        if free < MIN_FREE:
+            text = f"Cannot insert: {free >> 20} MiB are free on the disk, {MIN_FREE >> 20} MiB are needed."
+            raise ServerError(native.NOT_ENOUGH_SPACE, f"{text} (NOT_ENOUGH_SPACE)")
 
     def close(self) -> None:
         """Stop the engine, when all sessions are closed."""
@@ -388,6 +397,7 @@ class Client:
                 text = f"The columns of a block are not the INSERT's: {', '.join(names)}. (NOT_FOUND_COLUMN_IN_BLOCK)"
                 raise ServerError(native.NOT_FOUND_COLUMN_IN_BLOCK, text)
         if blocks:
+            self._server.engine.require_space()
             target = f"INSERT INTO {insert['table']} ({', '.join(map(_identifier, names))})"
             self._session.insert(f"{target} {insert['settings'] or ''}", blocks)
 

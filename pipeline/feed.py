@@ -21,6 +21,7 @@ from pipeline.backoff import backoff
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed
 _CONNECT_TIMEOUT = 10.0  # seconds
+_OF_USE = 2.0  # seconds; a connection that gave data for so long may be replaced at once
 _ERRORS = (websocket.WebSocketException, OSError, ValueError)
 
 
@@ -90,8 +91,8 @@ class Feed:
                 finally:
                     connection.shutdown()
             except (_ConnectFailed, _Dropped) as end:
-                if self._last_data is not None and self._last_data > started:
-                    delays = backoff()  # it was of use: the next one may come at once
+                if self._last_data is not None and self._last_data - started > _OF_USE:
+                    delays = backoff()
                 delay = next(delays)
                 report = self._events.dropped if isinstance(end, _Dropped) else self._events.not_connected
                 report(f"{end}; trying again {f'in {delay:.1f} s' if delay else 'now'}")
@@ -118,7 +119,7 @@ class Feed:
         while not self._stop.is_set():
             raw = self._next_frame(connection)
             now = time.monotonic()
-            if now - turn > self._ping_interval:  # this process was stopped: the silence was its own
+            if now - turn > self._ping_interval + _WAKE_UP:  # this process was stopped: the silence was its own
                 last_frame = last_data = now
             turn = now
             if raw is not None:

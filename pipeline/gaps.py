@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from pipeline.journal import Journal, JournalFull
 from pipeline.messages import DEAL, DEPTH, TICKER, parse_rest_deals
 
-_SETTLE = 2.0  # seconds from the deals' confirmation until all that it did not cover can be asked for
-_OVERLAP_MS = 1_000  # deals this long after the confirmation have all come by the feed after _SETTLE
+_OVERLAP_MS = 1_000  # a deal is pushed a little later than it was made, and not in order with what is no deal
 _TRIES = 3
+_RETRY = 2.0  # seconds
 _TIMEOUT = 5.0  # seconds
 
 
@@ -34,28 +34,36 @@ class Gaps:
         self._symbol = symbol
         self._journal = journal
         self._say = say
-        self._since: int | None = None
-        self._unsaid = False
+        self._silent_since: int | None = None
+        self._unfilled_since: int | None = None
+        self._until: int | None = None
         self._filler: threading.Thread | None = None
 
     def connected(self) -> None:
         """Note where the gap began: with the newest row there is, of this process or of one before it."""
-        self._since = self._journal.newest_ts(TICKER, DEAL, DEPTH)
-        self._unsaid = self._since is not None
+        self._until = None
+        if times := self._journal.times(TICKER, DEAL, DEPTH):
+            oldest, self._silent_since = times
+            if self._unfilled_since is None:  # else the gap before this one is not filled yet
+                self._unfilled_since = max(self._silent_since - _OVERLAP_MS, oldest)
 
     def data_came(self, ts_ms: int) -> None:
-        """Say how long the gap was, at the first market data after it; `ts_ms` is its time."""
-        if self._unsaid and self._since is not None:
-            self._unsaid = False
-            if ts_ms > self._since:
-                gap = (ts_ms - self._since) / 1000
-                self._say(f"{self._symbol}: no market data from {_clock(self._since)} to {_clock(ts_ms)} ({gap:.1f} s)")
+        """Say at the first market data how long the gap was, and later fill it; `ts_ms` is the data's time."""
+        if self._silent_since is not None:
+            since, self._silent_since = self._silent_since, None
+            if ts_ms > since:
+                gap = (ts_ms - since) / 1000
+                self._say(f"{self._symbol}: no market data from {_clock(since)} to {_clock(ts_ms)} ({gap:.1f} s)")
+        # However late the feed is read, this much data later all deals up to `_until` have come that it brings.
+        if self._until is not None and ts_ms > self._until + _OVERLAP_MS and self.finish(timeout=0):
+            self._filler = threading.Thread(target=self._fill, args=(self._unfilled_since, self._until), daemon=True)
+            self._filler.start()
+            self._unfilled_since = self._until = None
 
     def deals_confirmed(self, ts_ms: int) -> None:
-        """Begin to fill in the missed deals, now that new ones come; `ts_ms` is the time of the confirmation."""
-        if self._since is not None and not (self._filler and self._filler.is_alive()):
-            self._filler = threading.Thread(target=self._fill, args=(self._since, ts_ms + _OVERLAP_MS), daemon=True)
-            self._filler.start()
+        """Note where the gap in the deals ended; `ts_ms` is the time of the confirmation, from which on they come."""
+        if self._unfilled_since is not None:
+            self._until = ts_ms + _OVERLAP_MS
 
     def finish(self, timeout: float) -> bool:
         """Return whether nothing is being filled in, waiting for it at most `timeout` seconds."""
@@ -64,7 +72,6 @@ class Gaps:
         return not (self._filler and self._filler.is_alive())
 
     def _fill(self, since: int, until: int) -> None:
-        time.sleep(_SETTLE)
         for tries_left in reversed(range(_TRIES)):
             try:
                 with urllib.request.urlopen(self._url, timeout=_TIMEOUT) as answer:
@@ -78,7 +85,7 @@ class Gaps:
                 reach = f"MEXC's list goes back only to {_clock(deals[0].ts_ms)}" if deals else "MEXC lists none"
                 self._say(f"{self._symbol}: {filled} missed deals filled in; {'none is missing' if whole else reach}")
                 return
-            time.sleep(_SETTLE)
+            time.sleep(_RETRY)
 
 
 def _clock(ts_ms: int) -> str:

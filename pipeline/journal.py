@@ -101,12 +101,12 @@ class Journal:
                 self._append(missed)
             return len(missed)
 
-    def newest_ts(self, *types: str) -> int | None:
-        """Return the time of the newest row of one of the message `types`; None where none is kept."""
+    def times(self, *types: str) -> tuple[int, int] | None:
+        """Return the times of the oldest and the newest row of the message `types`; None where none is kept."""
         with self._lock:
-            query = f"SELECT ts FROM rows WHERE mt IN ({','.join('?' * len(types))}) ORDER BY id DESC LIMIT 1"
-            found = self._db.execute(query, types).fetchone()
-            return found[0] if found else None
+            query = f"SELECT ts FROM rows WHERE mt IN ({','.join('?' * len(types))}) ORDER BY id"
+            oldest, newest = (self._db.execute(f"{query} {way} LIMIT 1", types).fetchone() for way in ("ASC", "DESC"))
+            return (oldest[0], newest[0]) if oldest else None
 
     def wait(self, timeout: float) -> bool:
         """Wait at most `timeout` seconds for rows that the table has not got; return whether there are any."""

@@ -42,6 +42,12 @@ def existing_tables(client: Client, database: str) -> dict[str, str]:
     return dict(client.execute(query, {"database": database}))
 
 
+def table_with_uuid(client: Client, uuid: str) -> str | None:
+    """Return ``database.table`` of the table that has this UUID; None if there is none."""
+    found = client.execute("SELECT database, name FROM system.tables WHERE uuid = %(uuid)s", {"uuid": uuid})
+    return ".".join(found[0]) if found else None
+
+
 def create_table(client: Client, database: str, config: SymbolConfig) -> None:
     """Create the table of `config`.
 

@@ -9,6 +9,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 
 from config import SymbolConfig
+from pipeline.schema import existing_tables
 
 
 @dataclass
@@ -44,38 +45,40 @@ class Storage:
 
 def survey(client: Client, database: str, configs: Sequence[SymbolConfig]) -> Storage:
     """Ask ClickHouse for all of it. Raises one of pipeline.client.CLICKHOUSE_ERRORS."""
-    query = "SELECT name, data_paths, total_bytes FROM system.tables WHERE database = %(database)s"
-    found = {name: rest for name, *rest in client.execute(query, {"database": database})}
     tables = [TableStorage(config["table_name"]) for config in configs]
-    files = _files(client)
-    seen = False
+    found = existing_tables(client, database)
     for table in tables:
-        if table.name not in found:
-            continue
-        table.exists = True
-        for mt, count in client.execute(f"SELECT mt, count() FROM {database}.{table.name} GROUP BY mt ORDER BY mt"):
-            table.by_type[mt] = count
-        table.records = sum(table.by_type.values())
-        paths, table.total_bytes = found[table.name]
-        if files is not None:
-            table.data_bin = files.get(f"{paths[0]}data.bin")
-            table.index_mrk = files.get(f"{paths[0]}index.mrk")
-            # The server may show files and yet not these; an empty table has none, which proves nothing.
-            seen = seen or table.data_bin is not None or (not table.records and bool(files))
-    return Storage(tables, seen, sum(files.values()) if files is not None and seen else None)
+        table.exists = table.name in found
+        if table.exists:
+            query = f"SELECT mt, count() FROM {database}.{table.name} GROUP BY mt ORDER BY mt"
+            table.by_type = dict(client.execute(query))
+            table.records = sum(table.by_type.values())
+    # Last, for after a restart ClickHouse knows total_bytes only of a table that was read.
+    query = "SELECT name, data_paths[1], total_bytes FROM system.tables WHERE database = %(database)s"
+    directories = {name: rest for name, *rest in client.execute(query, {"database": database})}
+    files = _files(client)
+    for table in tables:
+        if table.name in directories:
+            path, table.total_bytes = directories[table.name]
+            table.data_bin = files.get(f"{path}data.bin")
+            table.index_mrk = files.get(f"{path}index.mrk")
+    # The server may show other files than these; an empty table has none.
+    seen = bool(files) and all(table.data_bin is not None for table in tables if table.records)
+    return Storage(tables, seen, sum(files.values()) if seen else None)
 
 
-def _files(client: Client) -> dict[str, int] | None:
-    """Return the bytes of every file below user_files_path, by path; None where the server does not allow it.
+def _files(client: Client) -> dict[str, int]:
+    """Return the bytes of every file below user_files_path, by path; nothing where the server does not allow it.
 
-    clickhouse-config-simple.xml and the local stack set user_files_path to the data directory itself. In it, data/
-    holds links to the tables' directories, which would count their files twice.
+    clickhouse-config-simple.xml and the local stack set user_files_path to the data directory itself. In it, data/ and
+    metadata/ hold links into store/, which would count those files twice.
     """
     query = """
+        WITH (SELECT length(path) FROM system.disks WHERE name = 'default') AS root
         SELECT _path, _size FROM file('**', One)
-        WHERE NOT startsWith(_path, (SELECT path || 'data/' FROM system.disks WHERE name = 'default'))
+        WHERE NOT match(substring(_path, root + 1), '^(data|metadata/[^/]+)/')
     """
     try:
         return dict(client.execute(query))
     except ServerException:
-        return None
+        return {}

@@ -19,19 +19,39 @@ class Proxy:
         self._target = target
         self._lock = threading.Lock()
         self._cut: tuple[Direction, int] | None = None
+        self._open: set[socket.socket] = set()
         self.passed: dict[Direction, int] = {"to server": 0, "to client": 0}
         self.cuts = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.port = 0
+        self._listen()
 
     def cut_after(self, direction: Direction, count: int) -> None:
         """Let `count` more bytes pass in `direction`, then end that connection, once."""
         with self._lock:
             self._cut = (direction, count)
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Cut all connections and let new ones be refused, for as long as the context lasts."""
+        self.close()
+        for end in list(self._open):
+            _shut_down(end)
+        try:
+            yield
+        finally:
+            self._listen()
+
     def close(self) -> None:
+        """Take no more connections."""
+        _shut_down(self._listener)  # wakes the thread that accepts
+        self._acceptor.join()
         self._listener.close()
+
+    def _listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -47,6 +67,7 @@ class Proxy:
                     threading.Thread(target=self._forward, args=(source, sink, direction), daemon=True).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:
+        self._open.add(source)
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with self._lock:
@@ -61,10 +82,15 @@ class Proxy:
                 sink.sendall(data)
                 if cut:
                     break
+        self._open.discard(source)
         for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+            _shut_down(end)
             end.close()
+
+
+def _shut_down(end: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -14,12 +14,13 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from clickhouse_driver import Client
 
-from config import PROJECT
+from config import PROJECT, Settings
 
 PATIENCE = 60.0  # seconds; reached only when a test fails
 
@@ -114,6 +115,8 @@ class Stack:
         self.port = free_port()  # ClickHouse comes back where it was
         self.data = directory / "clickhouse"
         self.env = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "TMPDIR")}
+        # All of them, so that no .env of a developer has a say.
+        self.env |= {field.name.upper(): str(field.default) for field in fields(Settings)}
         self.env |= {
             "PYTHONUNBUFFERED": "1",
             "CLICKHOUSE_PORT": str(self.port),

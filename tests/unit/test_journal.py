@@ -132,10 +132,10 @@ def test_only_deals_that_were_missed_are_taken(journal: Journal) -> None:
     assert journal.append_missed([(2, "d", "missed", 8)]) == 0
 
 
-def test_the_newest_time_is_that_of_market_data(journal: Journal) -> None:
-    assert journal.newest_ts("t", "d") is None
-    journal.append([(5, "d", "deal", 7), (6, "t", "ticker", 0), (7, "dl", "?", 0)])
-    assert journal.newest_ts("t", "d") == 6
+def test_the_oldest_and_the_newest_time_are_those_of_market_data(journal: Journal) -> None:
+    assert journal.times("t", "d") is None
+    journal.append([(4, "dl", "?", 0), (5, "d", "deal", 7), (6, "t", "ticker", 0), (7, "dl", "?", 0)])
+    assert journal.times("t", "d") == (5, 6)
 
 
 def test_a_second_writer_is_turned_away(journal: Journal, path: Path) -> None:

@@ -1,0 +1,128 @@
+"""python3 -m local, in a copy of the project's folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from config import ALL_CONFIGS, PROJECT
+from tests.stack import Process, Stack, eventually, open_stack
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what runs, so that the project's own local-data stays as it is."""
+    copy = tmp_path / "project"
+    for name in ("pipeline", "local"):
+        shutil.copytree(PROJECT / name, copy / name)
+    for file in PROJECT.glob("*.py"):
+        shutil.copy(file, copy)
+    return copy
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """As elsewhere; and what a failed `python3 -m local` has left running is ended, known by its directory."""
+    with open_stack(tmp_path) as opened:
+        yield opened
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):
+            if link.readlink().is_relative_to(tmp_path):
+                os.kill(int(link.parent.name), signal.SIGKILL)
+
+
+def local(stack: Stack, project: Path, *options: object, **env: object) -> Process:
+    return stack.start("-m", "local", *options, cwd=project, **env)
+
+
+def parts(process: Process) -> dict[int, str]:
+    """Return the processes that `process` has started, by pid, with their command lines."""
+    found = {}
+    with suppress(FileNotFoundError):
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            with suppress(FileNotFoundError):
+                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    return found
+
+
+def pid_of(process: Process, name: str) -> int:
+    (pid,) = (pid for pid, command in parts(process).items() if name in command)
+    return pid
+
+
+def wait_until_all_collect(process: Process) -> None:
+    for name in ("btc", "eth", "sol"):
+        process.wait_for(rf"^{name} +\| Subscribed to: sub.deal for {name.upper()}_USDT$")
+
+
+def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(stack: Stack, project: Path) -> None:
+    process = local(stack, project, "--simulate", "--seconds", 4)
+    assert process.wait() == 0
+    wait_until_all_collect(process)
+    report = process.lines[process.lines.index("💾 Symbol-specific storage status:") :]
+    counts = re.findall(r"^  (\w+)/data.bin: (\d+) records$", "\n".join(report), re.MULTILINE)
+    assert [name for name, _ in counts] == ["btc", "eth", "sol"]
+    assert all(int(count) > 0 for _, count in counts)
+    assert f"Total records appended: {sum(int(count) for _, count in counts)}" in report
+    assert "Traceback" not in process.output
+    store = project / "local-data" / "simulated" / "clickhouse" / "store"
+    of_tables = {store / config["uuid"][:3] / config["uuid"] for config in ALL_CONFIGS}
+    assert {directory.parent.name for directory in of_tables} == {"b7c", "e74", "507"}
+    files = {path for path in store.rglob("*") if path.is_file() and path.suffix != ".sql"}
+    names = ("data.bin", "index.mrk", "sizes.json")
+    assert files == {directory / name for directory in of_tables for name in names}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_part(stack: Stack, project: Path, number: int) -> None:
+    process = local(stack, project, "--simulate")
+    wait_until_all_collect(process)
+    started = parts(process)
+    assert len(started) == 5
+    assert process.stop(number) == 0
+    assert "💾 Symbol-specific storage status:" in process.lines
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+def test_parts_that_are_killed_are_started_again(stack: Stack, project: Path) -> None:
+    process = local(stack, project, "--simulate")
+    wait_until_all_collect(process)
+    subscribed = "btc        | Subscribed to: sub.deal for BTC_USDT"
+
+    def kill(part: str, script: str) -> None:
+        os.kill(pid_of(process, script), signal.SIGKILL)
+        process.wait_for(f"^{part} ended with exit code -9: starting it again$")
+
+    kill("btc", "btcdat.py")
+    eventually(lambda: process.lines.count(subscribed) == 2, "another collector collects")
+    kill("exchange", "local.exchange")
+    eventually(lambda: process.lines.count(subscribed) == 3, "the collector finds the exchange again")
+    kill("clickhouse", "local.clickhouse")
+    eventually(lambda: process.output.count("listening on 127.0.0.1") == 2, "ClickHouse is up again")
+    before = stack.count()
+    eventually(lambda: stack.count() > before, "rows are stored again")
+    assert process.stop(signal.SIGINT) == 0
+
+
+def test_a_port_in_use_is_said_and_nothing_is_left_running(stack: Stack, project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = local(stack, project, "--simulate", CLICKHOUSE_PORT=port)
+        assert process.wait() == 1
+    (line,) = (line for line in process.lines if line.startswith("clickhouse"))
+    assert line.startswith(f"clickhouse | cannot listen on 127.0.0.1:{port}: ")
+    assert "Traceback" not in process.output
+
+
+def test_an_unusable_setting_is_one_line(stack: Stack, project: Path) -> None:
+    process = local(stack, project, "--simulate", STATS_INTERVAL="now and then")
+    assert process.wait() == 2
+    assert process.lines == ["STATS_INTERVAL=now and then is not a number"]

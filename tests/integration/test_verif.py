@@ -1,0 +1,234 @@
+"""verif.py's report against what is on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from config import ALL_CONFIGS, PROJECT
+from tests.stack import Process, Stack, free_port, open_stack
+from verif import human_size
+
+# A ClickHouse as others run it: its `file` function shows a directory that is not the one of its data.
+FOREIGN = f"""
+import sys
+sys.path.insert(0, {str(PROJECT)!r})
+from local import clickhouse
+clickhouse._enter = lambda directory: directory.absolute()
+sys.exit(clickhouse.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """ClickHouse with the tables; btc and eth have records."""
+    with open_stack(tmp_path_factory.mktemp("verif")) as opened:
+        opened.clickhouse()
+        opened.setup()
+        fill(opened, "btc", "t", 13)
+        fill(opened, "btc", "d", 323)
+        fill(opened, "btc", "dp", 92)
+        fill(opened, "eth", "dl", 1)
+        yield opened
+
+
+def fill(stack: Stack, table: str, mt: str, count: int) -> None:
+    rows = f"SELECT now64(3), '{mt}', randomPrintableASCII(99) FROM numbers({count})"
+    stack.query(f"INSERT INTO mexc_data.{table} {rows}")
+
+
+def size(stack: Stack, table: str, file: str) -> int:
+    (config,) = (config for config in ALL_CONFIGS if config["table_name"] == table)
+    return (stack.data / "store" / config["uuid"][:3] / config["uuid"] / file).stat().st_size
+
+
+def volume(stack: Stack) -> int:
+    """Return the bytes of all files of ClickHouse, each once."""
+    return sum(path.stat().st_size for path in stack.data.rglob("*") if path.is_file())
+
+
+def foreign(stack: Stack, directory: Path) -> Process:
+    """Start ClickHouse on the data of `stack` so that it shows `directory` in place of its files."""
+    directory.mkdir()
+    server = stack.start("-c", FOREIGN, "--port", stack.port, "--data", stack.data, cwd=directory)
+    server.wait_for("listening on")
+    return server
+
+
+def test_the_report_reads_as_in_the_readme_with_exact_sizes(stack: Stack) -> None:
+    verif = stack.run("verif.py")
+    assert verif.wait() == 0
+
+    def file_line(table: str) -> str:
+        data_bin, index_mrk = size(stack, table, "data.bin"), size(stack, table, "index.mrk")
+        return f"  {table}/data.bin: {human_size(data_bin)} ({data_bin} bytes), index.mrk: {human_size(index_mrk)}"
+
+    assert verif.lines == [
+        "💾 Symbol-specific storage status:",
+        "",
+        "Total records appended: 429",
+        "  btc/data.bin: 428 records",
+        "  eth/data.bin: 1 records",
+        "  sol/data.bin: 0 records",
+        "",
+        "Records by symbol and message type:",
+        "  BTC: 428 total",
+        "    t: 13    # Ticker messages",
+        "    d: 323   # Deal messages",
+        "    dp: 92   # Depth messages",
+        "  ETH: 1 total",
+        "    dl: 1    # Dead letters",
+        "",
+        "STORAGE STATISTICS",
+        f"  Total ClickHouse volume size: {human_size(volume(stack))}",
+        file_line("btc"),
+        file_line("eth"),
+        "  sol/data.bin: File not found yet",
+    ]
+
+
+def test_json_has_the_same_in_bytes(stack: Stack) -> None:
+    verif = stack.run("verif.py", "--json")
+    assert verif.wait() == 0
+
+    def table(name: str, records: int, by_type: dict[str, int]) -> dict[str, object]:
+        files = [size(stack, name, file) if records else None for file in ("data.bin", "index.mrk")]
+        return {
+            "name": name,
+            "exists": True,
+            "records": records,
+            "by_type": by_type,
+            "data_bin": files[0],
+            "index_mrk": files[1],
+            "total_bytes": sum(file or 0 for file in files),
+        }
+
+    assert json.loads(verif.output) == {
+        "records": 429,
+        "tables": [
+            table("btc", 428, {"t": 13, "d": 323, "dp": 92}),
+            table("eth", 1, {"dl": 1}),
+            table("sol", 0, {}),
+        ],
+        "files_seen": True,
+        "volume": volume(stack),
+    }
+
+
+@pytest.mark.parametrize("shown", [None, "a file", "nothing", "no directory"])
+def test_what_a_server_does_not_show_is_asked_of_system_tables(shown: str | None, tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        foreign(stack, tmp_path / "user_files")
+        stack.setup()
+        fill(stack, "btc", "d", 50)
+        if shown == "a file":
+            (tmp_path / "user_files" / "mine.csv").write_text("1,2,3\n")
+        elif shown == "no directory":
+            shutil.rmtree(tmp_path / "user_files")
+        together = size(stack, "btc", "data.bin") + size(stack, "btc", "index.mrk")
+        verif = stack.run("verif.py")
+        assert verif.wait() == 0
+        assert verif.lines[verif.lines.index("STORAGE STATISTICS") :] == [
+            "STORAGE STATISTICS",
+            "  This server does not show its files; sizes are from system.tables, data.bin + index.mrk:",
+            f"  btc/data.bin: {human_size(together)}",
+            "  eth/data.bin: 0B",
+            "  sol/data.bin: 0B",
+        ]
+
+
+def test_the_size_in_system_tables_is_known_after_a_restart_too(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        server = stack.clickhouse()
+        stack.setup()
+        fill(stack, "btc", "d", 50)
+        assert server.stop() == 0
+        foreign(stack, tmp_path / "user_files")
+        verif = stack.run("verif.py", "--json")
+        btc = json.loads(verif.output)["tables"][0]
+        assert btc["total_bytes"] == size(stack, "btc", "data.bin") + size(stack, "btc", "index.mrk")
+        assert btc["data_bin"] is None
+
+
+def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        fill(stack, "btc", "d", 1)
+        stack.query("DROP TABLE mexc_data.sol SYNC")
+        verif = stack.run("verif.py")
+        assert verif.wait() == 0
+        assert verif.lines[-1] == "  sol/data.bin: No such table, run ch_setup.py"
+
+
+def test_without_tables_there_is_one_line(stack: Stack) -> None:
+    verif = stack.run("verif.py", CLICKHOUSE_DATABASE="other")
+    assert verif.wait() == 1
+    assert verif.lines == ["There are no tables in other: run ch_setup.py"]
+
+
+def test_with_empty_tables_there_is_one_line_after_the_report(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        verif = stack.run("verif.py")
+        assert verif.wait() == 1
+        assert "Total records appended: 0" in verif.lines
+        assert verif.lines[-1] == "The tables are empty: no collector has stored a record yet"
+
+
+def test_a_server_that_is_down_is_one_line(stack: Stack) -> None:
+    port = free_port()
+    verif = stack.run("verif.py", CLICKHOUSE_PORT=port)
+    assert verif.wait() == 1
+    assert verif.lines == [f"ClickHouse at 127.0.0.1:{port} cannot be reached: connection refused"]
+
+
+def test_a_wrong_password_is_one_line(stack: Stack) -> None:
+    verif = stack.run("verif.py", CLICKHOUSE_PASSWORD="wrong")
+    assert verif.wait() == 1
+    assert verif.lines == [
+        f"ClickHouse at 127.0.0.1:{stack.port} refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+    ]
+
+
+def test_a_port_of_something_else_is_one_line(stack: Stack) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        verif = stack.run("verif.py", CLICKHOUSE_PORT=server.server_port)
+        server.shutdown()
+    assert verif.wait() == 1
+    assert verif.lines == [
+        f"ClickHouse at 127.0.0.1:{server.server_port} does not speak the native protocol:"
+        " check CLICKHOUSE_PORT (9000, unless it was changed)"
+    ]
+
+
+def test_an_unusable_setting_is_one_line(stack: Stack) -> None:
+    verif = stack.run("verif.py", CLICKHOUSE_DATABASE="mexc-data")
+    assert verif.wait() == 2
+    assert len(verif.lines) == 1
+    assert verif.lines[0].startswith("CLICKHOUSE_DATABASE=mexc-data cannot be used: ")
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (1023, "1023B"),
+        (1024, "1.0K"),
+        (126_976, "124.0K"),
+        (1024 * 1024 - 1, "1.0M"),
+        (4_299_161, "4.1M"),
+        (3 * 1024**3, "3.0G"),
+        (5 * 1024**5, "5120.0T"),
+    ],
+)
+def test_sizes_read_as_du_writes_them(size: int, text: str) -> None:
+    assert human_size(size) == text

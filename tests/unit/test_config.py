@@ -1,0 +1,205 @@
+"""What is collected, and settings from the environment, .env and the defaults."""
+
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import (
+    ALL_CONFIGS,
+    BTC_CONFIG,
+    ETH_CONFIG,
+    SOL_CONFIG,
+    ConfigError,
+    Settings,
+    check_identifier,
+    load_settings,
+    symbol_config,
+)
+
+DEFAULTS = {
+    "MEXC_WS_URL": "wss://contract.mexc.com/edge",
+    "CLICKHOUSE_HOST": "127.0.0.1",
+    "CLICKHOUSE_PORT": 9000,
+    "CLICKHOUSE_USER": "default",
+    "CLICKHOUSE_PASSWORD": "",
+    "CLICKHOUSE_DATABASE": "mexc_data",
+    "JOURNAL_DIR": "journal",
+    "JOURNAL_MAX_MB": 1024,
+    "PING_INTERVAL": 15.0,
+    "STATS_INTERVAL": 15.0,
+    "STALE_TIMEOUT": 60.0,
+    "MAX_ERROR_COUNT": 100,
+    "FLUSH_INTERVAL": 0.0,
+    "MAX_BATCH_ROWS": 10_000,
+    "COMPACT_BLOCKS": 50_000,
+}
+
+GIVEN: list[tuple[str, str, str | int | float]] = [
+    ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
+    ("CLICKHOUSE_HOST", "clickhouse", "clickhouse"),
+    ("CLICKHOUSE_PORT", "9440", 9440),
+    ("CLICKHOUSE_USER", "writer", "writer"),
+    ("CLICKHOUSE_PASSWORD", " of = and # too ", " of = and # too "),
+    ("CLICKHOUSE_DATABASE", "Archive_2", "Archive_2"),
+    ("JOURNAL_DIR", "/var/lib/journal", "/var/lib/journal"),
+    ("JOURNAL_MAX_MB", "64", 64),
+    ("PING_INTERVAL", "12.5", 12.5),
+    ("STATS_INTERVAL", "60", 60.0),
+    ("STALE_TIMEOUT", "120", 120.0),
+    ("MAX_ERROR_COUNT", "3", 3),
+    ("FLUSH_INTERVAL", "0.25", 0.25),
+    ("MAX_BATCH_ROWS", "500", 500),
+    ("COMPACT_BLOCKS", "0", 0),
+]
+
+UNUSABLE = [
+    ("MEXC_WS_URL", "https://contract.mexc.com/edge"),
+    ("MEXC_WS_URL", "contract.mexc.com"),
+    ("MEXC_WS_URL", "wss:///edge"),
+    ("MEXC_WS_URL", "ws://127.0.0.1:port/edge"),
+    ("MEXC_WS_URL", "ws://127.0.0.1:99999/edge"),
+    ("MEXC_WS_URL", "ws://[::1/edge"),
+    ("CLICKHOUSE_PORT", "native"),
+    ("CLICKHOUSE_PORT", "0"),
+    ("CLICKHOUSE_PORT", "65536"),
+    ("CLICKHOUSE_DATABASE", "mexc-data"),
+    ("CLICKHOUSE_DATABASE", "2mexc"),
+    ("CLICKHOUSE_DATABASE", "a; DROP DATABASE b"),
+    ("JOURNAL_MAX_MB", "0"),
+    ("JOURNAL_MAX_MB", "1GB"),
+    ("PING_INTERVAL", "0"),
+    ("PING_INTERVAL", "-15"),
+    ("PING_INTERVAL", "nan"),
+    ("STATS_INTERVAL", "inf"),
+    ("STALE_TIMEOUT", "1 min"),
+    ("STALE_TIMEOUT", "60\nseconds"),
+    ("MAX_ERROR_COUNT", "0"),
+    ("MAX_ERROR_COUNT", "2.5"),
+    ("FLUSH_INTERVAL", "-1"),
+    ("MAX_BATCH_ROWS", "0"),
+    ("MAX_BATCH_ROWS", "1e4"),
+    ("COMPACT_BLOCKS", "-1"),
+]
+
+
+def settings(environ: dict[str, str], dotenv: Path | None = None) -> dict[str, Any]:
+    return {name.upper(): value for name, value in asdict(load_settings(environ, dotenv)).items()}
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_without_anything_given_the_defaults_hold(tmp_path: Path) -> None:
+    assert settings({}, tmp_path / "there is no such .env") == DEFAULTS
+    assert load_settings({}, None) == Settings()
+
+
+def test_each_setting_is_tried_below() -> None:
+    assert [name for name, _, _ in GIVEN] == list(DEFAULTS)
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GIVEN)
+def test_the_environment_overrides_a_default(name: str, text: str, value: str | float) -> None:
+    assert settings({name: text}) == DEFAULTS | {name: value}
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GIVEN)
+def test_dotenv_overrides_a_default(name: str, text: str, value: str | float, tmp_path: Path) -> None:
+    assert settings({}, write(tmp_path / ".env", f"# mine\n{name}='{text}'\n")) == DEFAULTS | {name: value}
+
+
+def test_the_environment_wins_over_dotenv(tmp_path: Path) -> None:
+    dotenv = write(tmp_path / ".env", "CLICKHOUSE_PORT=9001\nCLICKHOUSE_USER=file\n")
+    given = {"CLICKHOUSE_PORT": 9002, "CLICKHOUSE_USER": "file"}
+    assert settings({"CLICKHOUSE_PORT": "9002"}, dotenv) == DEFAULTS | given
+
+
+def test_the_process_environment_is_read_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLICKHOUSE_USER", "of the process")
+    assert load_settings(dotenv=None).clickhouse_user == "of the process"
+
+
+@pytest.mark.parametrize("empty", ["", "  "])
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_empty_value_counts_as_not_set(name: str, empty: str, tmp_path: Path) -> None:
+    assert settings({name: empty}) == DEFAULTS
+    assert settings({}, write(tmp_path / ".env", f"{name}='{empty}'\n")) == DEFAULTS
+    assert settings({}, write(tmp_path / ".env", f"{name}\n")) == DEFAULTS
+
+
+def test_an_empty_variable_does_not_hide_what_dotenv_says(tmp_path: Path) -> None:
+    dotenv = write(tmp_path / ".env", "CLICKHOUSE_PASSWORD=secret\n")
+    assert settings({"CLICKHOUSE_PASSWORD": ""}, dotenv)["CLICKHOUSE_PASSWORD"] == "secret"
+
+
+def test_other_variables_are_nobodys_business(tmp_path: Path) -> None:
+    dotenv = write(tmp_path / ".env", "NORDVPN_USER=me\n")
+    assert settings({"PATH": "/bin", "ping_interval": "3"}, dotenv) == DEFAULTS
+
+
+@pytest.mark.parametrize(("name", "text"), UNUSABLE)
+def test_an_unusable_value_is_one_line_that_names_it(name: str, text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({name: text}, None)
+    said = str(caught.value)
+    assert said.startswith(f"{name}={' '.join(text.split())} ")
+    assert len(said.splitlines()) == 1
+    with pytest.raises(ConfigError, match=rf"^{name}="):
+        load_settings({}, write(tmp_path / ".env", f'{name}="{text}"\n'))
+
+
+def test_a_value_out_of_range_is_told_the_range() -> None:
+    with pytest.raises(ConfigError, match=r"^MAX_ERROR_COUNT=0 is out of range: 1 to 1000000000$"):
+        load_settings({"MAX_ERROR_COUNT": "0"}, None)
+    with pytest.raises(ConfigError, match=r"^PING_INTERVAL=0 is out of range: 0.001 to 1000000000$"):
+        load_settings({"PING_INTERVAL": "0"}, None)
+
+
+def test_a_dotenv_that_is_no_text_is_one_line_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"CLICKHOUSE_PASSWORD=\xff\n")
+    with pytest.raises(ConfigError, match=r"^\S+/\.env cannot be read: [^\n]+$"):
+        load_settings({}, tmp_path / ".env")
+
+
+def test_the_three_symbols_have_their_tables_and_directories() -> None:
+    assert [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG] == ALL_CONFIGS
+    assert [(config["symbol"], config["table_name"], config["uuid"][:3]) for config in ALL_CONFIGS] == [
+        ("BTC_USDT", "btc", "b7c"),
+        ("ETH_USDT", "eth", "e74"),
+        ("SOL_USDT", "sol", "507"),
+    ]
+    for config in ALL_CONFIGS:
+        assert str(uuid.UUID(config["uuid"])) == config["uuid"]
+
+
+@pytest.mark.parametrize("config", ALL_CONFIGS, ids=lambda config: config["symbol"])
+def test_each_symbol_subscribes_as_mexc_takes_it(config: dict[str, Any]) -> None:
+    symbol = config["symbol"]
+    assert config["subscriptions"] == [
+        {"method": "sub.ticker", "param": {"symbol": symbol}},
+        {"method": "sub.deal", "param": {"symbol": symbol, "compress": False}},
+        {"method": "sub.depth.full", "param": {"symbol": symbol, "limit": 20}},
+    ]
+
+
+def test_a_symbol_without_a_uuid_gets_one_of_its_own_that_stays() -> None:
+    xrp = symbol_config("XRP_USDT", "xrp")["uuid"]
+    assert xrp == "aff7382a-924a-594c-9264-3f50169f36ee"
+    assert xrp == symbol_config("XRP_USDT", "xrp")["uuid"]
+    assert xrp not in {symbol_config("ADA_USDT", "ada")["uuid"], *(config["uuid"] for config in ALL_CONFIGS)}
+
+
+@pytest.mark.parametrize("name", ["btc", "_1", "X9"])
+def test_a_name_that_can_stand_in_sql_is_taken(name: str) -> None:
+    check_identifier("table_name", name)
+
+
+@pytest.mark.parametrize("name", ["", "1btc", "b-tc", "btc ", "b.tc", "btc\n", "bté"])
+def test_a_name_that_cannot_stand_in_sql_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^table_name="):
+        check_identifier("table_name", name)
