@@ -4,8 +4,10 @@ PYTHON ?= python3
 BIN := venv/bin
 SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
 SECONDS ?= 40
+ROUNDS ?= 325
+RATE ?= 200
 
-.PHONY: help demo run test test-root lint format bench clean
+.PHONY: help demo run test test-root lint format bench chaos soak clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -34,6 +36,12 @@ format: venv/dev.done ## Put the code into the one style
 
 bench: venv/dev.done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
+
+chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=325 of them; nothing may be lost or doubled
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+
+soak: venv/dev.done ## An hour's frames through a collector, RATE=200 a second: memory, journal, every row
+	$(BIN)/python -m bench.soak --rate $(RATE)
 
 clean: ## Remove the environment and what the demo left; data of `make run` stays
 	rm -rf venv local-data/simulated

@@ -1,0 +1,129 @@
+"""What is done to a world. Each fault takes the world and a source of chance, and leaves all running again."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from random import Random
+
+from local.clickhouse import MIN_FREE
+from tests.chaos.world import World
+from tests.stack import eventually
+
+Fault = Callable[[World, Random], None]
+
+
+def clickhouse_killed(world: World, chance: Random) -> None:
+    world.server.stop(signal.SIGKILL)
+    time.sleep(chance.uniform(0, 1))
+    world.start_clickhouse()
+
+
+def clickhouse_frozen(world: World, chance: Random) -> None:
+    world.server.send(signal.SIGSTOP)
+    time.sleep(chance.uniform(0, 1.5))
+    world.server.send(signal.SIGCONT)
+
+
+def clickhouse_disk_full(world: World, chance: Random) -> None:
+    with world.disks.full(world.stack.data, spare=chance.randrange(MIN_FREE)):
+        world.wait_for_line("ClickHouse at .* reports error 243: ")
+        time.sleep(chance.uniform(0, 1))
+
+
+def connection_cut(world: World, chance: Random) -> None:
+    for _ in range(chance.randint(1, 3)):
+        time.sleep(chance.uniform(0, 0.2))
+        wanted = world.proxy.cuts + 1
+        world.proxy.cut_after(chance.choice(["to server", "to client"]), chance.randrange(2000))
+        eventually(partial(_cut, world, wanted), "a cut")
+
+
+def _cut(world: World, times: int) -> bool:
+    return world.proxy.cuts >= times
+
+
+def connection_refused(world: World, chance: Random) -> None:
+    with world.proxy.refusing():
+        time.sleep(chance.uniform(0, 2))
+
+
+def collector_frozen(world: World, chance: Random) -> None:
+    world.collector.send(signal.SIGSTOP)
+    time.sleep(chance.uniform(0, 1.5))
+    world.collector.send(signal.SIGCONT)
+
+
+def collector_killed(world: World, chance: Random) -> None:
+    world.kill_collector()
+    time.sleep(chance.uniform(0, 0.5))
+    world.start_collector()
+
+
+def both_killed(world: World, chance: Random) -> None:
+    kills: list[Callable[[], object]] = [world.kill_collector, lambda: world.server.stop(signal.SIGKILL)]
+    starts: list[Callable[[], object]] = [world.start_collector, world.start_clickhouse]
+    for steps in (kills, starts):
+        chance.shuffle(steps)
+        for step in steps:
+            step()
+            time.sleep(chance.uniform(0, 0.3))
+
+
+def collector_killed_while_clickhouse_is_frozen(world: World, chance: Random) -> None:
+    world.server.send(signal.SIGSTOP)
+    time.sleep(chance.uniform(0, 0.3))
+    world.kill_collector()
+    world.start_collector()
+    time.sleep(chance.uniform(0, 1.5))
+    world.server.send(signal.SIGCONT)
+
+
+def journal_disk_full(world: World, chance: Random) -> None:
+    world.server.send(signal.SIGSTOP)  # or the journal would reuse the space of what is stored
+    with world.disks.full(world.journal, spare=chance.randrange(1 << 15)):
+        world.wait_for_line("new rows are LOST")
+        time.sleep(chance.uniform(0, 0.5))
+    world.server.send(signal.SIGCONT)
+
+
+def feed_cut(world: World, chance: Random) -> None:
+    world.end_connection()
+    world.exchange.fault(chance.choice(["drop", "close"]))
+    world.wait_for_line("missed deals filled in; none is missing")
+
+
+def feed_cut_and_collector_frozen(world: World, chance: Random) -> None:
+    world.end_connection()
+    world.exchange.fault("drop")
+    world.wait_for_line("no market data from .* to ")
+    time.sleep(chance.uniform(0, 1))
+    world.collector.send(signal.SIGSTOP)
+    time.sleep(chance.uniform(1, 3))
+    world.collector.send(signal.SIGCONT)
+    world.wait_for_line("missed deals filled in; none is missing")
+
+
+def collector_killed_and_filled(world: World, chance: Random) -> None:
+    collector_killed(world, chance)
+    world.wait_for_line("missed deals filled in; none is missing")
+
+
+UNDER_LOAD: tuple[Fault, ...] = (
+    clickhouse_killed,
+    clickhouse_frozen,
+    clickhouse_disk_full,
+    connection_cut,
+    connection_refused,
+    collector_frozen,
+    collector_killed,
+    both_killed,
+    collector_killed_while_clickhouse_is_frozen,
+    journal_disk_full,
+)
+"""At a high rate, and without REST, so that it is known of each row whether it has to be there."""
+
+WITH_REST: tuple[Fault, ...] = (feed_cut, feed_cut_and_collector_frozen, collector_killed_and_filled)
+"""At the market's own rate, where REST's list covers a short gap: no deal may be missing."""

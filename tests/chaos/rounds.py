@@ -1,0 +1,122 @@
+"""Many rounds: in each a fault at a random moment, then the comparison. What was found is counted by fault."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+from bench.tables import print_table
+from tests.chaos.audit import Verdict
+from tests.chaos.faults import UNDER_LOAD, WITH_REST, Fault
+from tests.chaos.world import World, open_world
+
+LOAD = 200  # frames/s
+CALM = 15  # frames/s, about BTC's own rate
+ROUNDS_A_WORLD = 48
+
+Say = Callable[[str], None]
+
+
+class Broken(AssertionError):
+    """A promise was broken; the text holds all that is known about it."""
+
+
+@dataclass
+class Tally:
+    """What the rounds of one fault have found, in rows."""
+
+    rounds: int = 0
+    rows: int = 0
+    lost: int = 0
+    doubled: int = 0
+    misplaced: int = 0
+    unread: int = 0
+    filled: int = 0
+    refused: int = 0
+
+
+def plan(rounds: int, seed: int) -> Iterator[tuple[int, Fault]]:
+    """Yield the number of each round, from 1, and its fault: all kinds equally often, in random order."""
+    chance = Random(seed)
+    left: list[Fault] = []
+    for number in range(1, rounds + 1):
+        if not left:
+            left = [*UNDER_LOAD, *WITH_REST]
+            chance.shuffle(left)
+        yield number, left.pop()
+
+
+class Chaos:
+    """Runs rounds; `tallies` holds what they have found so far, by the fault's name."""
+
+    def __init__(self, seed: int, say: Say) -> None:
+        self._seed = seed
+        self._say = say
+        self.tallies = {fault.__name__: Tally() for fault in (*UNDER_LOAD, *WITH_REST)}
+
+    def run(self, rounds: int) -> None:
+        """Run rounds. Raises Broken at the first that finds something wrong."""
+        todo = list(plan(rounds, self._seed))
+        for first in range(0, rounds, ROUNDS_A_WORLD):
+            chunk = todo[first : first + ROUNDS_A_WORLD]
+            for faults, rate in ((UNDER_LOAD, LOAD), (WITH_REST, CALM)):
+                self._run_in_a_world([step for step in chunk if step[1] in faults], rate, rest=faults is WITH_REST)
+
+    def _run_in_a_world(self, steps: list[tuple[int, Fault]], rate: int, rest: bool) -> None:
+        if not steps:
+            return
+        with TemporaryDirectory(prefix="chaos-") as name, open_world(Path(name), rate=rate, rest=rest) as world:
+            before = Verdict()
+            for number, fault in steps:
+                with self._explaining(f"round {number}, {fault.__name__}", world):
+                    before = self._round(number, fault, world, before)
+            with self._explaining("the end", world):
+                assert world.collector.stop() == 0, "the collector does not stop as it should"
+                assert world.rows() == world.stored + world.rows(after=len(world.stored)), "the table has changed"
+
+    def _round(self, number: int, fault: Fault, world: World, before: Verdict) -> Verdict:
+        chance = Random(f"{self._seed} {number}")
+        begin, rows = time.monotonic(), len(world.stored)
+        time.sleep(chance.uniform(0, 0.3))
+        world.begin_round()
+        fault(world, chance)
+        after = world.settle()
+        tally = self.tallies[fault.__name__]
+        tally.rounds += 1
+        tally.rows += len(world.stored) - rows
+        tally.lost += after.lost
+        tally.doubled += after.doubled
+        tally.misplaced += after.misplaced
+        tally.unread += after.unread - before.unread
+        tally.filled += after.filled - before.filled
+        tally.refused += after.refused - before.refused
+        self._say(f"round {number}: {fault.__name__}, {time.monotonic() - begin:.1f} s, {after}")
+        assert after.is_right, after
+        assert world.collector.running, "the collector has ended"
+        assert not (lines := world.suspicious_lines()), lines
+        if fault in WITH_REST:
+            assert not after.unfilled, f"{after.unfilled} deals are missing"
+        return after
+
+    @contextmanager
+    def _explaining(self, where: str, world: World) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            outputs = [
+                f"--- process {process.pid}{'' if process.running else ', ended'}:\n" + "\n".join(process.lines[-60:])
+                for process in world.stack.processes[-8:]
+            ]
+            raise Broken("\n".join([f"seed {self._seed}, {where}: {error}", *outputs])) from error
+
+    def print_table(self) -> None:
+        """Print what was found, one line for each fault."""
+        lines = [[name.replace("_", " "), *astuple(tally)] for name, tally in self.tallies.items()]
+        sums = [sum(column) for column in zip(*(astuple(tally) for tally in self.tallies.values()), strict=True)]
+        header = ["fault", "rounds", "rows", "lost", "doubled", "out of order", "unread", "filled in", "refused"]
+        print_table(header, [*lines, ["all", *sums]])

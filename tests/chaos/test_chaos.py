@@ -1,0 +1,116 @@
+"""A short run of the chaos, each kind of fault once; and the comparison behind it, which has to find what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, must_have_read
+from tests.chaos.faults import UNDER_LOAD, WITH_REST
+from tests.chaos.rounds import Chaos, plan
+from tests.stack import StoredRow, open_stack
+
+
+@pytest.mark.timeout(300)
+def test_each_fault_once() -> None:
+    chaos = Chaos(seed=20, say=print)
+    chaos.run(len(UNDER_LOAD) + len(WITH_REST))
+    for name, tally in chaos.tallies.items():
+        assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
+        assert tally.rows > 0, name
+
+
+def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:
+    kinds = [*UNDER_LOAD, *WITH_REST]
+    faults = [fault for _, fault in plan(3 * len(kinds), seed=1)]
+    assert sorted(map(kinds.index, faults)) == sorted([*range(len(kinds))] * 3)
+    assert faults == [fault for _, fault in plan(3 * len(kinds), seed=1)]
+    assert faults != [fault for _, fault in plan(3 * len(kinds), seed=2)]
+
+
+def row(n: int) -> StoredRow:
+    return (n, "d", f"{n}|1|1")
+
+
+def late(n: int) -> StoredRow:
+    """Deal `n` as REST gives it: with its own time, not the frame's."""
+    return (n - 1000, "d", f"{n}|1|1")
+
+
+def sent(first: int, last: int, must: int = 0) -> Connection:
+    return Connection([SentRow(row(n), late(n), 100) for n in range(first, last + 1)], must)
+
+
+def stored(*numbers: int) -> list[StoredRow]:
+    return [row(n) for n in numbers]
+
+
+def test_all_stored_in_order_is_right() -> None:
+    assert compare([sent(1, 5, must=5)], stored(1, 2, 3, 4, 5)) == Verdict()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wrong"),
+    [
+        ((1, 2, 4, 5), Verdict(lost=1)),
+        ((1, 2, 3, 4), Verdict(lost=1)),
+        ((2, 3, 4, 5), Verdict(lost=1)),
+        ((), Verdict(lost=5)),
+        ((1, 2, 2, 3, 4, 5), Verdict(doubled=1)),
+        ((1, 2, 3, 4, 5, 4, 5), Verdict(doubled=2)),
+        ((1, 2, 9, 3, 4, 5), Verdict(doubled=1)),
+        ((1, 3, 2, 4, 5), Verdict(misplaced=1)),
+        ((1, 2, 2, 4, 5), Verdict(lost=1, doubled=1)),
+    ],
+)
+def test_what_is_wrong_is_found(numbers: tuple[int, ...], wrong: Verdict) -> None:
+    assert compare([sent(1, 5, must=5)], stored(*numbers)) == wrong
+    assert not wrong.is_right
+
+
+def test_the_end_of_a_broken_connection_may_be_unread_but_no_more_than_that() -> None:
+    assert compare([sent(1, 5, must=3), sent(6, 8, must=3)], stored(1, 2, 3, 6, 7, 8)) == Verdict(unread=2, unfilled=2)
+    assert compare([sent(1, 5, must=4), sent(6, 8, must=3)], stored(1, 2, 3, 6, 7, 8)).lost == 1
+    assert not compare([sent(1, 5, must=3), sent(6, 8, must=3)], stored(1, 2, 3, 5, 6, 7, 8)).is_right
+
+
+def test_what_was_missed_may_come_once_by_rest() -> None:
+    connections = [sent(1, 3, must=1), sent(6, 8, must=3)]
+    missed = [late(4), late(5)]
+    rows = [row(1), row(6), late(2), late(3), late(4), late(5), row(7), row(8)]
+    assert compare(connections, rows, missed) == Verdict(unread=2, filled=4)
+    assert compare(connections, rows[:4] + rows[5:], missed) == Verdict(unread=2, filled=3, unfilled=1)
+    assert compare(connections, [*rows, late(4)], missed).doubled == 1
+    assert compare(connections, [*rows[:2], late(1), *rows[2:]], missed).doubled == 1
+
+
+def test_rows_may_be_left_out_as_far_as_the_collector_says_so() -> None:
+    assert compare([sent(1, 8, must=8)], stored(1, 2, 5, 8), refused=4) == Verdict(refused=4)
+    assert compare([sent(1, 8, must=8)], stored(1, 2, 5, 8), refused=3).lost == 4
+    unread_as_well = [sent(1, 5, must=2), sent(6, 9, must=3)]
+    assert compare(unread_as_well, stored(1, 3, 6, 8), refused=2) == Verdict(unread=2, unfilled=2, refused=2)
+
+
+def test_what_was_read_follows_from_what_was_not() -> None:
+    rows = sent(1, 10).rows
+    assert must_have_read(rows, 0) == 8  # one may have been in each side's hand
+    assert must_have_read(rows, 1) == 7
+    assert must_have_read(rows, 100) == 7
+    assert must_have_read(rows, 101) == 6
+    assert must_have_read(rows, 5000) == 0
+
+
+def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        exchange = stack.exchange("--rate", 100, "--frames", 100)
+        log = SentLog(exchange.log, "BTC_USDT")
+        stack.collector()
+        for count in (30, 60, 100):
+            stack.wait_for_rows(count)
+            log.read()
+        log.close()
+        (connection,) = log.connections.values()
+        assert [one.row for one in connection.rows] == stack.rows()
