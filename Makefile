@@ -22,7 +22,8 @@ test: venv/dev.done ## All tests that need no root
 	$(BIN)/pytest -m "not vpn and not docker" -n 4 --dist loadfile $(PYTEST)
 
 test-root: venv/dev.done ## The tests that need root: VPN in network namespaces, Docker with a daemon of its own
-	$(BIN)/pytest -m "vpn or docker" $(PYTEST)
+	$(BIN)/pytest -m vpn -n 4 $(PYTEST)
+	$(BIN)/pytest -m docker $(PYTEST)
 
 lint: venv/dev.done ## Style, types, shell scripts
 	$(BIN)/ruff check .
@@ -34,7 +35,7 @@ format: venv/dev.done ## Put the code into the one style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv/dev.done ## Measure; the figures in the docs come from here
+bench: venv/bench.done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
 
 chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=325 of them; nothing may be lost or doubled
@@ -56,4 +57,8 @@ venv/local.done: requirements.txt requirements-local.txt | venv/bin/python
 
 venv/dev.done: requirements-dev.txt venv/local.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+venv/bench.done: requirements-bench.txt venv/dev.done
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
 	touch $@

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pyarrow
 import pytest
-from clickhouse_cityhash.cityhash import CityHash128  # type: ignore[import-untyped]
+from clickhouse_cityhash.cityhash import CityHash128
 from clickhouse_driver import Client
 
 from config import PROJECT, load_settings

@@ -182,7 +182,15 @@ def test_an_empty_side_is_empty_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "book", ['{"asks":[]}', '{"asks":[],"bids":[[1]]}', '{"asks":[],"bids":[["1",2]]}', '{"asks":{},"bids":[]}', "[]"]
+    "book",
+    [
+        '{"asks":[]}',
+        '{"asks":[],"bids":[null]}',
+        '{"asks":[],"bids":[[1]]}',
+        '{"asks":[],"bids":[["1",2]]}',
+        '{"asks":{},"bids":[]}',
+        "[]",
+    ],
 )
 def test_a_book_that_is_not_one_is_a_dead_letter(book: str) -> None:
     assert parse(push("push.depth.full", book)).rows[0].mt == "dl"
