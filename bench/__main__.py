@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import platform
 import sys
+import time
+from importlib.metadata import version
 
-BENCHES = ("latency",)
+BENCHES = ("burst", "latency", "cpu", "growth", "flush", "disk", "catchup", "compaction", "journal")
 
 
 def main() -> int:
@@ -17,10 +21,13 @@ def main() -> int:
     for name in names:
         if name not in BENCHES:
             parser.error(f"there is no benchmark {name}: {', '.join(BENCHES)}")
+    print(f"{os.cpu_count()} cores, Python {platform.python_version()}, chdb {version('chdb')}")
     for name in names:
         bench = importlib.import_module(f"bench.{name}")
-        print(f"\n## {name}: {(bench.__doc__ or "").splitlines()[0]}\n", flush=True)
+        print(f"\n### {name}\n\n{(bench.__doc__ or '').strip()}\n", flush=True)
+        begin = time.monotonic()
         bench.main()
+        print(f"\n({time.monotonic() - begin:.0f} s; load average {os.getloadavg()[0]:.1f})", flush=True)
     return 0
 
 

@@ -7,10 +7,12 @@ by one with nothing but clickhouse-driver.
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.tables import percentile, print_table
 from config import load_settings
@@ -80,12 +82,21 @@ def frame_to_row(stack: Stack, rate: int) -> list[float]:
     """Return the milliseconds from frame to row, of each row of a run."""
     stack.setup("--reset", "--yes")
     exchange = stack.exchange("--rate", rate)
-    notes = stack.directory / f"latency-{rate}"
-    collector = stack.start("-c", _TIMED_COLLECTOR, notes, STATS_INTERVAL=3600)
-    stack.wait_for_rows(rate * SECONDS)
-    collector.stop()
-    exchange.process.stop(signal.SIGTERM)
-    return [float(line) for line in notes.read_text().splitlines()][rate:]  # without the first second
+    with timed_collector(stack) as took:
+        time.sleep(SECONDS)  # nothing else is asked of ClickHouse meanwhile
+    exchange.process.stop()
+    return took[rate:]  # without the first second
+
+
+@contextmanager
+def timed_collector(stack: Stack, **env: Any) -> Iterator[list[float]]:
+    """Run a collector; the list has, afterwards, the milliseconds that each row took from frame to acknowledged."""
+    took: list[float] = []
+    notes = stack.directory / f"notes-{len(stack.processes)}"
+    collector = stack.start("-c", _TIMED_COLLECTOR, notes, STATS_INTERVAL=3600, **env)
+    yield took
+    assert collector.stop() == 0, collector.output
+    took.extend(map(float, notes.read_text().splitlines()))
 
 
 if __name__ == "__main__":
