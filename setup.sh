@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# Prepare this machine: the Python environment in venv/, .env, and a look at what docker-compose will need.
+#
+#     ./setup.sh             again at any time: it changes only what is missing
+#     ./setup.sh --docker    the same, then pull and build the images that `docker-compose up -d` starts
+#
+# Exit codes: 0 Python is ready (Docker may yet be missing, and is then said to be), 1 something is in the way.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+readonly NEEDED_GB=2
+readonly FILES=(
+  requirements.txt requirements-collector.txt docker-compose.yml Dockerfile .env.example config.py
+  clickhouse-config-simple.xml ch_setup.py btcdat.py ethdat.py soldat.py verif.py docker/entrypoint.sh pipeline
+)
+
+ok() {
+  printf '[ok]      %s\n' "$*"
+}
+
+missing() {
+  printf '[missing] %s\n' "$*"
+}
+
+fail() {
+  missing "$*" >&2
+  exit 1
+}
+
+check_files() {
+  local file absent=()
+  for file in "${FILES[@]}"; do
+    [[ -e $file ]] || absent+=("$file")
+  done
+  ((${#absent[@]} == 0)) || fail "the project's files are incomplete: ${absent[*]}"
+  ok "project files"
+}
+
+check_disk() {
+  local free_kb
+  free_kb=$(df -Pk . | awk 'NR == 2 { print $4 }')
+  if ((free_kb < NEEDED_GB * 1024 * 1024)); then
+    missing "free disk: $((free_kb / 1024)) MB here, at least $NEEDED_GB GB are needed"
+  else
+    ok "free disk: $((free_kb / 1024 / 1024)) GB"
+  fi
+}
+
+# find_python: set python to the first that is new enough.
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-python3}" python3.14 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      python=$candidate
+      ok "$("$python" --version)"
+      return
+    fi
+  done
+  fail "Python 3.11 or newer; python3 is $(python3 --version 2>&1 | tail -n 1). Install one, then: PYTHON=python3.11 ./setup.sh"
+}
+
+make_venv() {
+  if ! venv/bin/python -c '' 2>/dev/null; then
+    "$python" -m venv --clear venv >/dev/null ||
+      fail "Python's venv module: sudo apt-get install python3-venv, then ./setup.sh again"
+  fi
+  if ! cmp -s requirements.txt venv/requirements.installed; then
+    echo "Installing the packages in requirements.txt..."
+    venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt ||
+      fail "the packages in requirements.txt could not be installed: see above"
+    cp requirements.txt venv/requirements.installed
+  fi
+  ok "Python environment: source venv/bin/activate"
+}
+
+# make_env: what is in .env stays; only a password for ClickHouse is added where there is none.
+make_env() {
+  local password
+  password=$(od -An -N20 -tx1 /dev/urandom | tr -d ' \n')
+  if [[ ! -e .env ]]; then
+    (umask 077 && sed "s/^CLICKHOUSE_PASSWORD=$/&$password/" .env.example >.env)
+    ok ".env: made from .env.example, with a random password for ClickHouse"
+  elif ! grep -Eq '^CLICKHOUSE_PASSWORD=.+' .env; then
+    printf '\n# Made by setup.sh\nCLICKHOUSE_PASSWORD=%s\n' "$password" >>.env
+    ok ".env: added a random password for ClickHouse"
+  fi
+  chmod 600 .env
+  if grep -Eq '^NORDVPN_USER=.+' .env && grep -Eq '^NORDVPN_PASS=.+' .env; then
+    ok ".env: VPN credentials"
+  else
+    missing "VPN credentials: put NORDVPN_USER and NORDVPN_PASS into .env, or run without VPN"
+  fi
+}
+
+# check_docker: set compose to the command that there is, if Docker can be used.
+check_docker() {
+  compose=()
+  if ! command -v docker >/dev/null; then
+    missing "Docker: see DEPLOYMENT.md (python3 btcdat.py works without it)"
+    return
+  fi
+  if ! docker info >/dev/null 2>&1; then
+    missing "Docker is installed, but does not answer: sudo systemctl start docker; or sudo usermod -aG docker $(id -un), then log in again"
+    return
+  fi
+  ok "Docker"
+  if command -v docker-compose >/dev/null; then
+    compose=(docker-compose)
+    ok "docker-compose"
+  elif docker compose version >/dev/null 2>&1; then
+    compose=(docker compose)
+    ok "docker compose: type it with a blank wherever the guides say docker-compose"
+  else
+    missing "docker-compose: sudo apt-get install docker-compose"
+  fi
+  if [[ -c /dev/net/tun ]]; then
+    ok "/dev/net/tun"
+  else
+    missing "/dev/net/tun: sudo modprobe tun; or, to run without VPN, TUN_DEVICE=/dev/null in .env"
+  fi
+}
+
+make_images() {
+  ((${#compose[@]})) || fail "--docker needs Docker and docker-compose"
+  "${compose[@]}" pull clickhouse
+  "${compose[@]}" build --pull setup
+  ok "images"
+}
+
+case ${*:-} in
+  "" | --docker) ;;
+  *)
+    echo "usage: ./setup.sh [--docker]" >&2
+    exit 1
+    ;;
+esac
+check_files
+check_disk
+find_python
+make_venv
+make_env
+check_docker
+[[ ${1:-} != --docker ]] || make_images
+echo
+echo "Next: nano .env, then docker-compose up -d. Or, with a ClickHouse of your own: python3 ch_setup.py, python3 btcdat.py"

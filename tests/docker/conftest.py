@@ -1,0 +1,36 @@
+"""One deployment for all tests marked `docker`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docker.dockerlab import PACKAGES, TOOLS, Deployment, deployment
+
+
+@pytest.fixture(scope="session")
+def deployed() -> Iterator[tuple[Deployment, Path]]:
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    if missing:
+        pytest.fail(f"these tests need {', '.join(missing)}: apt-get install {PACKAGES}")
+    if os.geteuid() != 0:
+        pytest.fail("these tests run a Docker daemon: run them as root")
+    if not Path("/dev/net/tun").exists():
+        pytest.fail("/dev/net/tun is missing: mkdir -p /dev/net && mknod /dev/net/tun c 10 200")
+    with deployment() as deployed:
+        yield deployed
+
+
+@pytest.fixture(scope="session")
+def project(deployed: tuple[Deployment, Path]) -> Deployment:
+    return deployed[0]
+
+
+@pytest.fixture(scope="session")
+def exchange_log(deployed: tuple[Deployment, Path]) -> Path:
+    """What the exchange has sent, a line of JSON per frame."""
+    return deployed[1]

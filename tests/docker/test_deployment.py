@@ -1,0 +1,204 @@
+"""docker-compose.yml and the image as a customer runs them, on a Docker host and an internet of their own.
+
+The tests are the life of one deployment and run in this order; what was lost in it is asked at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import ALL_CONFIGS
+from pipeline.messages import DEAL, parse_frame
+from tests.docker.dockerlab import CLICKHOUSE_IMAGE, HOST, PASSWORD, USER, Deployment, wait
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+DATABASE_PASSWORD = "0123456789abcdef"
+CLIENTS = {"btc-client": "btc", "eth-client": "eth", "sol-client": "sol"}
+README_COMMAND = "exec -T {} curl -s https://ipinfo.io/ip"  # -T: there is no terminal
+IN_FLIGHT = 20  # rows at the end of a connection that the exchange sent and nobody read
+tunnel_losses: list[int] = []  # when, ms since the epoch; what is sent on from then on, nobody can read
+
+
+def configure(project: Deployment, **settings: str) -> None:
+    project.configure(CLICKHOUSE_PASSWORD=DATABASE_PASSWORD, CLICKHOUSE_IMAGE=CLICKHOUSE_IMAGE, **settings)
+
+
+def up(project: Deployment) -> None:
+    """Do what the README says, and wait until all is well."""
+    project.compose("up -d")
+    for service in ("clickhouse", *CLIENTS):
+        wait_for_health(project, service)
+
+
+def wait_for_health(project: Deployment, service: str) -> None:
+    try:
+        wait(f"{service} to be healthy", lambda: project.health(service) == "healthy")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{project.compose(f'logs --tail 50 {service}')}") from None
+
+
+def wait_for_more(project: Deployment, *tables: str) -> None:
+    """Wait until the tables have records that they do not have now."""
+    before = project.records()
+    wait(f"more than {before}", lambda: all(project.records().get(name, 0) > before.get(name, 0) for name in tables))
+
+
+def test_up_makes_everything_run(project: Deployment) -> None:
+    configure(project, NORDVPN_USER=USER, NORDVPN_PASS=PASSWORD)
+    up(project)
+    setup = project.container("setup")["State"]
+    assert isinstance(setup, dict)
+    assert (setup["Status"], setup["ExitCode"]) == ("exited", 0)
+    assert "Creating append-only btc table" in project.compose("logs setup")
+    for service, table in CLIENTS.items():
+        log = project.compose(f"logs {service}")
+        assert "VPN connected successfully" in log
+        assert f"Subscribed to: sub.ticker for {table.upper()}_USDT" in log
+
+
+def test_each_client_has_its_own_address(project: Deployment) -> None:
+    addresses = {service: project.compose(README_COMMAND.format(service)) for service in CLIENTS}
+    assert addresses == {"btc-client": "10.8.1.2", "eth-client": "10.8.2.2", "sol-client": "10.8.3.2"}
+    assert HOST not in addresses.values()
+
+
+def test_records_arrive_in_all_tables(project: Deployment) -> None:
+    wait_for_more(project, *CLIENTS.values())
+    report = project.python("verif.py")
+    assert report.returncode == 0, report.stderr
+    assert "Total ClickHouse volume size: " in report.stdout
+
+
+def test_an_empty_volume_is_small(project: Deployment) -> None:
+    volume = project.volume("clickhouse_data")
+    data = sum(file.stat().st_size for config in ALL_CONFIGS for file in volume.glob(f"store/*/{config['uuid']}/*"))
+    everything = sum(file.stat().st_size for file in volume.rglob("*") if file.is_file())
+    assert data > 0
+    assert everything - data < 4 * 1024 * 1024
+
+
+def test_the_collector_is_an_ordinary_user(project: Deployment) -> None:
+    processes = project.docker("top", str(project.container("btc-client")["Id"]), "-eo", "pid,uid,args").splitlines()
+    assert [line.split()[1] for line in processes if "python3 btcdat.py" in line and "entrypoint" not in line] == [
+        "1000"
+    ]
+
+
+def test_nothing_secret_is_in_the_image(project: Deployment) -> None:
+    history = project.docker("history", "--no-trunc", "mexc-pipeline") + project.docker("inspect", "mexc-pipeline")
+    assert PASSWORD not in history
+    files = project.docker(
+        "run", "--rm", "--network", "none", "--entrypoint", "find", "mexc-pipeline", "/app", "-type", "f"
+    )
+    assert "/app/btcdat.py" in files
+    assert not [name for name in files.splitlines() if ".env" in name or "/tests/" in name]
+
+
+def test_ports_are_open_to_this_host_only(project: Deployment) -> None:
+    ports = project.docker("port", str(project.container("clickhouse")["Id"]))
+    assert sorted(ports.split("\n")) == ["", "8123/tcp -> 127.0.0.1:8123", "9000/tcp -> 127.0.0.1:9000"]
+
+
+def test_clickhouse_is_restarted(project: Deployment) -> None:
+    project.compose("restart clickhouse")
+    wait_for_health(project, "clickhouse")
+    wait_for_more(project, *CLIENTS.values())
+
+
+def test_a_client_is_restarted(project: Deployment) -> None:
+    project.compose("restart btc-client")
+    wait_for_more(project, "btc")
+    assert project.compose(README_COMMAND.format("btc-client")) == "10.8.1.2"
+
+
+def test_a_lost_tunnel_restarts_the_client_with_another_server(project: Deployment) -> None:
+    processes = project.docker("top", str(project.container("btc-client")["Id"]), "-eo", "pid,comm").splitlines()
+    tunnel_losses.append(time.time_ns() // 1_000_000)
+    os.kill(next(int(line.split()[0]) for line in processes if line.endswith("openvpn")), signal.SIGKILL)
+    wait("the container to be started again", lambda: project.container("btc-client")["RestartCount"] == 1)
+    wait("another address", lambda: project.compose(README_COMMAND.format("btc-client"), check=False) == "10.8.4.2")
+    assert "the tunnel to us1001.nordvpn.com is lost" in project.compose("logs btc-client")
+    wait_for_more(project, "btc")
+
+
+def test_down_and_up_keep_the_data(project: Deployment) -> None:
+    before = project.records()
+    project.compose("down")
+    assert project.docker("ps", "--all", "--quiet") == ""
+    up(project)
+    after = project.records()
+    assert all(after[name] >= before[name] > 0 for name in CLIENTS.values())
+    assert "Keeping append-only btc table" in project.compose("logs setup")
+    wait_for_more(project, *CLIENTS.values())
+
+
+def test_nothing_was_lost(project: Deployment, exchange_log: Path) -> None:
+    project.compose("stop " + " ".join(CLIENTS))
+    report = json.loads(project.python("verif.py", "--json").stdout)
+    frames = [json.loads(line) for line in exchange_log.read_text().splitlines()]
+    for config, table in zip(ALL_CONFIGS, report["tables"], strict=True):
+        files = project.volume("clickhouse_data") / "store" / config["uuid"][:3] / config["uuid"]
+        assert table["data_bin"] == (files / "data.bin").stat().st_size
+        assert table["index_mrk"] == (files / "index.mrk").stat().st_size
+        rows = project.rows(table["name"])
+        assert len(rows) == table["records"]
+        assert_complete(rows, [frame for frame in frames if frame["symbol"] == config["symbol"]])
+
+
+def assert_complete(rows: list[tuple[int, str, str]], frames: list[dict[str, Any]]) -> None:
+    """Each frame that a client was sent is in the table once, in order, but for the last ones of a connection.
+
+    The others are deals that were made while nobody was connected (connection 0), and later asked for.
+    """
+    stored = Counter(rows)
+    missed_deals: Counter[str] = Counter()
+    connections: dict[int, list[tuple[int, str, str]]] = {}
+    for frame in frames:
+        found = [row[:3] for row in parse_frame(frame["frame"], frame["symbol"], 0).rows]
+        if frame["conn"]:
+            connections.setdefault(frame["conn"], []).extend(found)
+        else:
+            missed_deals.update(m for _, _, m in found)
+    assert connections
+    for sent in connections.values():
+        taken = 0
+        while taken < len(sent) and stored[sent[taken]]:
+            stored[sent[taken]] -= 1
+            taken += 1
+        lost = [ts for ts, _, _ in sent[taken:] if not any(sent[0][0] < loss <= ts for loss in tunnel_losses)]
+        assert len(lost) <= IN_FLIGHT, f"{len(lost)} of {len(sent)} rows are missing, from {sent[taken]}"
+        missed_deals.update(m for _, mt, m in sent[taken:] if mt == DEAL)
+    assert {mt for _, mt, _ in +stored} <= {DEAL}
+    assert Counter(m for _, _, m in (+stored).elements()) <= missed_deals
+
+
+def test_without_credentials_it_runs_and_says_so(project: Deployment) -> None:
+    configure(project, TUN_DEVICE="/dev/null")  # as on a host without /dev/net/tun
+    project.compose("up -d btc-client")
+    wait_for_health(project, "btc-client")
+    assert "No VPN credentials provided, running without VPN" in project.compose("logs btc-client")
+    assert project.compose(README_COMMAND.format("btc-client")) == HOST
+    wait_for_more(project, "btc")
+
+
+def test_credentials_can_be_kept_out_of_docker_inspect(project: Deployment) -> None:
+    secrets = project.directory / "secrets"
+    secrets.mkdir(mode=0o700)
+    for name, text in {"nordvpn_user": USER, "nordvpn_pass": PASSWORD}.items():
+        (secrets / name).write_text(text)
+        (secrets / name).chmod(0o600)
+    configure(project)
+    project.environ["COMPOSE_FILE"] += ":docker-compose.secrets.yml"
+    project.compose("up -d btc-client")
+    wait_for_health(project, "btc-client")
+    assert project.compose(README_COMMAND.format("btc-client")) == "10.8.4.2"
+    assert PASSWORD not in json.dumps(project.container("btc-client"))

@@ -1,0 +1,195 @@
+"""setup.sh on a machine that has only what a test gives it: a copy of the project's files, and a PATH of its own."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from config import PROJECT
+
+FILES = ["setup.sh", "requirements-collector.txt", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
+FILES += ["clickhouse-config-simple.xml", "ch_setup.py", "btcdat.py", "ethdat.py", "soldat.py", "verif.py"]
+TOOLS = "bash awk cat chmod cmp cp df dirname env grep id od rm sed tail tr".split()  # noqa: SIM905
+
+
+class Machine:
+    """A directory with the project, and the commands that there are."""
+
+    def __init__(self, directory: Path) -> None:
+        self.project = directory / "a project"
+        self.project.mkdir()
+        self._bin = directory / "bin"
+        self._bin.mkdir()
+        for name in FILES:
+            shutil.copy(PROJECT / name, self.project)
+        for name in ("docker", "pipeline"):
+            shutil.copytree(PROJECT / name, self.project / name)
+        (self.project / "requirements.txt").write_text("# none\n")
+        for name in TOOLS:
+            found = shutil.which(name)
+            assert found
+            (self._bin / name).symlink_to(found)
+        self.command("python3", f'exec {sys.executable} "$@"')
+
+    def make_venv(self) -> None:
+        """Do what takes setup.sh longest."""
+        python = self.project / "venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
+        python.chmod(0o755)
+        shutil.copy(self.project / "requirements.txt", self.project / "venv" / "requirements.installed")
+
+    def command(self, name: str, script: str) -> None:
+        """Add a command, or replace it."""
+        path = self._bin / name
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/bash\n{script}\n")
+        path.chmod(0o755)
+
+    def setup(self, *arguments: str) -> tuple[int, str]:
+        """Run setup.sh from elsewhere, without a terminal; return its exit code and all that it printed."""
+        result = subprocess.run(
+            [str(self.project / "setup.sh"), *arguments],
+            cwd="/",
+            env={"PATH": str(self._bin), "HOME": str(self.project)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return result.returncode, result.stdout
+
+    @property
+    def env(self) -> Path:
+        return self.project / ".env"
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def machine(bare: Machine) -> Machine:
+    """One with a venv."""
+    bare.make_venv()
+    return bare
+
+
+def test_a_bare_machine_gets_an_environment_and_settings(bare: Machine) -> None:
+    code, output = bare.setup()
+    assert code == 0, output
+    assert "[missing] Docker: see DEPLOYMENT.md" in output
+    assert "[missing] VPN credentials" in output
+    python = bare.project / "venv" / "bin" / "python"
+    assert subprocess.run([python, "-c", ""], check=False).returncode == 0
+    assert stat.S_IMODE(bare.env.stat().st_mode) == 0o600
+    text = bare.env.read_text()
+    password = re.search(r"^CLICKHOUSE_PASSWORD=([0-9a-f]{40})$", text, re.MULTILINE)
+    assert password
+    assert text.replace(password[1], "") == (PROJECT / ".env.example").read_text()
+
+
+def test_the_next_run_changes_nothing(machine: Machine) -> None:
+    assert machine.setup()[0] == 0
+    before = machine.env.read_text()
+    marker = machine.project / "venv" / "marker"
+    marker.touch()
+    code, output = machine.setup()
+    assert code == 0
+    assert "Installing" not in output
+    assert machine.env.read_text() == before
+    assert marker.exists()
+
+
+def test_new_requirements_are_installed(machine: Machine) -> None:
+    (machine.project / "requirements.txt").write_text("./no-such-package\n")
+    code, output = machine.setup()
+    assert code == 1
+    assert "[missing] the packages in requirements.txt could not be installed" in output
+    assert machine.setup()[0] == 1, "a failed installation is tried again"
+
+
+def test_what_the_user_wrote_into_env_stays(machine: Machine) -> None:
+    machine.env.write_text("NORDVPN_USER=me\nNORDVPN_PASS='a $ecret'")
+    machine.env.chmod(0o644)
+    code, output = machine.setup()
+    assert code == 0
+    assert "[ok]      .env: VPN credentials" in output
+    text = machine.env.read_text()
+    assert text.startswith("NORDVPN_USER=me\nNORDVPN_PASS='a $ecret'\n")
+    assert re.search(r"^CLICKHOUSE_PASSWORD=[0-9a-f]{40}$", text, re.MULTILINE)
+    assert stat.S_IMODE(machine.env.stat().st_mode) == 0o600
+    machine.setup()
+    assert machine.env.read_text() == text
+
+
+def test_an_old_python_is_said(machine: Machine) -> None:
+    old = f'[[ $1 != -c ]] || exec {sys.executable} -c "import sys; sys.version_info = (3, 10, 12); $2"'
+    machine.command("python3", f'{old}; echo "Python 3.10.12"')
+    code, output = machine.setup()
+    assert code == 1
+    assert "[missing] Python 3.11 or newer; python3 is Python 3.10.12." in output
+    machine.command("python3.12", f'exec {sys.executable} "$@"')
+    assert machine.setup()[0] == 0
+
+
+def test_a_missing_file_is_named(machine: Machine) -> None:
+    (machine.project / "config.py").unlink()
+    code, output = machine.setup()
+    assert code == 1
+    assert output == "[missing] the project's files are incomplete: config.py\n"
+
+
+def test_a_full_disk_is_said(machine: Machine) -> None:
+    machine.command("df", "echo; echo /dev/sda1 9 9 1048576 1% /")
+    code, output = machine.setup()
+    assert code == 0
+    assert "[missing] free disk: 1024 MB here, at least 2 GB are needed" in output
+
+
+@pytest.mark.parametrize(
+    ("docker", "docker_compose", "said"),
+    [
+        ("exit 1", None, "[missing] Docker is installed, but does not answer"),
+        ("[[ $1 == info ]]", None, "[missing] docker-compose: sudo apt-get install docker-compose"),
+        ("exit 0", None, "[ok]      docker compose: type it with a blank"),
+        ("[[ $1 == info ]]", "exit 0", "[ok]      docker-compose\n"),
+    ],
+)
+def test_what_there_is_of_docker_is_said(machine: Machine, docker: str, docker_compose: str | None, said: str) -> None:
+    machine.command("docker", docker)
+    if docker_compose:
+        machine.command("docker-compose", docker_compose)
+    code, output = machine.setup()
+    assert code == 0
+    assert said in output
+
+
+@pytest.mark.parametrize("command", ["docker compose", "docker-compose"])
+def test_images_are_made_on_demand(machine: Machine, command: str) -> None:
+    log = machine.project / "log"
+    for name in {"docker", command.split()[-1]} - {"compose"}:
+        machine.command(name, f'echo "{name} $*" >>"{log}"')
+    assert machine.setup()[0] == 0
+    assert "pull" not in log.read_text()
+    code, output = machine.setup("--docker")
+    assert code == 0, output
+    assert f"{command} pull clickhouse\n{command} build --pull setup\n" in log.read_text()
+
+
+def test_images_cannot_be_made_without_docker(machine: Machine) -> None:
+    code, output = machine.setup("--docker")
+    assert code == 1
+    assert "[missing] --docker needs Docker and docker-compose" in output
+
+
+def test_unknown_arguments_are_refused(machine: Machine) -> None:
+    assert machine.setup("--dokcer") == (1, "usage: ./setup.sh [--docker]\n")
