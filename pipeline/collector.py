@@ -24,7 +24,7 @@ from pipeline.health import Heartbeat
 from pipeline.journal import Journal, JournalError, JournalFull
 from pipeline.messages import Row, parse_frame
 from pipeline.stats import Stats
-from pipeline.table import APPEND_ERRORS, StillInserting, Table, TableMissing
+from pipeline.table import APPEND_ERRORS, TABLE_ERRORS, Table, TableMissing
 
 EXIT_STOPPED, EXIT_ERRORS, EXIT_CONFIG = 0, 1, 2
 
@@ -81,6 +81,7 @@ class _Collector(FeedEvents):
         self._failures: Counter[str] = Counter()  # consecutive ones, by kind
         self._signals = 0
         self._exit_code = EXIT_STOPPED
+        self._last_words = ""
         self._ending = threading.Event()  # nothing more is read
         self._ended = threading.Event()  # nothing more is sent
 
@@ -95,12 +96,14 @@ class _Collector(FeedEvents):
         table.start()
         last_block = self._watch()
         self._feed.stop()
-        feed.join(_DRAIN_TIMEOUT)
-        self._drain(table)
-        if self._journal.waiting:
-            say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
-        say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
-        self._journal.sync()
+        self._drain(feed, table)
+        if self._exit_code != EXIT_CONFIG:
+            if self._journal.waiting:
+                say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
+            say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
+        if self._last_words:
+            say(self._last_words)
+        self._sync()
         if self._gaps.finish(_RETRY) and not table.is_alive() and not feed.is_alive():
             self._journal.close()
         return self._exit_code
@@ -114,8 +117,8 @@ class _Collector(FeedEvents):
             self._end(EXIT_ERRORS, "This is a bug: please report the lines above")
 
     def _end(self, exit_code: int, line: str) -> None:
-        say(line)
-        self._exit_code = exit_code
+        """End the process with `exit_code`, and with `line` as the last one."""
+        self._exit_code, self._last_words = exit_code, line
         self._ending.set()
 
     def _failed(self, kind: str, line: str) -> None:
@@ -190,9 +193,7 @@ class _Collector(FeedEvents):
             try:
                 rows = self._table.append_pending()
             except APPEND_ERRORS as error:
-                line = (
-                    str(error) if isinstance(error, TableMissing | StillInserting) else explain(error, self._settings)
-                )
+                line = str(error) if isinstance(error, TABLE_ERRORS) else explain(error, self._settings)
                 late = time.monotonic() > setup_until
                 if not was_in_step and (late if isinstance(error, TableMissing) else is_misconfigured(error)):
                     self._end(EXIT_CONFIG, line)
@@ -210,6 +211,8 @@ class _Collector(FeedEvents):
                 delays = say_after = None
                 self._succeeded("failed INSERT")
                 say(f"ClickHouse takes rows again; {self._journal.waiting} rows wait")
+            if rows:
+                self._table.compact_if_due(self._ended.is_set)
         self._table.close()
 
     def _wait_for_rows(self) -> bool:
@@ -231,7 +234,7 @@ class _Collector(FeedEvents):
             time.sleep(_TICK)
             now = time.monotonic()
             if now - last_sync >= _SYNC:
-                self._journal.sync()
+                self._sync()
                 self._heartbeat.beat(journal_full=self._journal_full)
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
@@ -240,11 +243,21 @@ class _Collector(FeedEvents):
         self._ending.set()
         return last_block
 
-    def _drain(self, table: threading.Thread) -> None:
-        """Give the table's thread time to send what is pending; a second signal cuts it short."""
+    def _sync(self) -> None:
+        try:
+            self._journal.sync()
+        except OSError as error:
+            self._failed("failed sync", f"The journal cannot be put on the disk for good: {error}")
+        else:
+            self._succeeded("failed sync")
+
+    def _drain(self, feed: threading.Thread, table: threading.Thread) -> None:
+        """Give the threads time to end reading and to send what is pending; a second signal cuts it short."""
         until = time.monotonic() + _DRAIN_TIMEOUT
-        signals = self._signals
-        while self._journal.waiting and table.is_alive() and time.monotonic() < until and self._signals == signals:
+        signals = min(self._signals, 1)  # the first one began this
+        while feed.is_alive() or (self._journal.waiting and table.is_alive()):
+            if time.monotonic() > until or self._signals > signals:
+                break
             time.sleep(_TICK / 10)
         self._ended.set()
         table.join(_RETRY)

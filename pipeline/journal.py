@@ -39,7 +39,7 @@ class JournalError(Exception):
 
 
 class JournalFull(Exception):
-    """Rows were refused, none of them written: the disk or the journal's own limit is full."""
+    """Nothing was written, none of several rows: the disk or the journal's own limit is full."""
 
 
 class Journal:
@@ -131,25 +131,28 @@ class Journal:
                 pass  # the next one notes it; after a restart the table is asked anyway
 
     def renumber(self, after: int, stored: int, token: str) -> None:
-        """Number the rows after id `after` from `stored` + 1, and forget the others.
+        """Number the rows after id `after` from `stored` + 1, and forget the others. Raises JournalFull.
 
         For a table that is not the one, or not in the state, that the ids were given for: it holds `stored` rows and
         its creation token is `token`.
         """
         with self._lock:
             shift = stored - after
-            with self._transaction():
-                self._db.execute("DELETE FROM rows WHERE id <= ?", (after,))
-                if shift:
-                    self._db.execute("UPDATE rows SET id = -(id + ?)", (shift,))  # via ids that nobody has
-                    self._db.execute("UPDATE rows SET id = -id")
-                self._db.execute("UPDATE state SET token = ?, stored = ?", (token, stored))
+            try:
+                with self._transaction():
+                    self._db.execute("DELETE FROM rows WHERE id <= ?", (after,))
+                    if shift:
+                        self._db.execute("UPDATE rows SET id = -(id + ?)", (shift,))  # via ids that nobody has
+                        self._db.execute("UPDATE rows SET id = -id")
+                    self._db.execute("UPDATE state SET token = ?, stored = ?", (token, stored))
+            except sqlite3.OperationalError as error:
+                raise JournalFull(f"The journal cannot be renumbered: {error}") from None
             self.token, self.stored = token, stored
             self.newest = max(self.newest, after) + shift
             self.oldest = stored + 1
 
     def sync(self) -> None:
-        """Put all that was appended so far on the disk for good; what a power loss takes came after this."""
+        """Put all that was appended so far on the disk for good; what a power loss takes came after. Raises OSError."""
         os.fsync(self._wal)  # the checkpoints sync the main file, see PRAGMA synchronous = NORMAL
 
     def close(self) -> None:
