@@ -30,6 +30,7 @@ lint: venv/dev.done ## Style, types, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
+	$(BIN)/hadolint Dockerfile $(wildcard tests/*/*.Dockerfile)
 
 format: venv/dev.done ## Put the code into the one style
 	$(BIN)/ruff check --fix .

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Prepare ClickHouse: drop its own log tables, create the database and one StripeLog table a symbol.
 
-Run again it changes nothing; tables that exist stay as they are, with all that is in them.
+Run again it changes nothing; tables that exist stay as they are, with all that is in them. A compaction that was cut
+short is finished. Two options do something else: --compact rewrites tables into big blocks while collectors run, and
+--repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
 
-Exit codes: 0 done, 1 ClickHouse did not come up or refused something, 2 a setting cannot be used.
+Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, or damage is left,
+2 a setting, a table's name or a directory cannot be used.
 """
 
 from __future__ import annotations
@@ -11,11 +14,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
+from pathlib import Path
 
 from clickhouse_driver import Client
 
 from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
+from pipeline.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.schema import (
     ENGINE,
     create_database,
@@ -23,32 +29,56 @@ from pipeline.schema import (
     drop_system_logs,
     drop_table,
     existing_tables,
+    table_with_uuid,
 )
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Create the ClickHouse tables of all symbols in config.py.")
-    parser.add_argument("--reset", action="store_true", help="delete the tables with all their data, create them anew")
-    parser.add_argument("--yes", action="store_true", help="do not ask before --reset deletes")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--reset", action="store_true", help="delete the tables with all their data, create them anew")
+    instead.add_argument(
+        "--compact",
+        nargs="?",
+        const="",
+        metavar="TABLE",
+        help="rewrite a table, or all of them one after the other, into big blocks; collectors may run",
+    )
+    instead.add_argument(
+        "--repair",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="save what a power loss has left of the tables in ClickHouse's data directory, with ClickHouse stopped"
+        " (default: the local stack's)",
+    )
+    parser.add_argument("--yes", action="store_true", help="do not ask before --reset deletes and --repair cuts")
     parser.add_argument("--wait", type=float, default=60, metavar="SECONDS", help="for the server (default: 60)")
     options = parser.parse_args()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     settings = None
     try:
+        if options.repair is not None:
+            return repair(options.repair, always=options.yes)
         settings = load_settings()
         for config in ALL_CONFIGS:
             check_identifier("table_name", config["table_name"])
         client = connect(settings)
         wait_for_server(client, settings, options.wait)
-        if options.reset and not (options.yes or confirmed(settings)):
+        if options.reset and not (options.yes or confirmed(reset_warning(settings))):
             print("Nothing was deleted.")
             return 1
-        return set_up(client, settings.clickhouse_database, reset=options.reset)
+        if options.compact is not None:
+            return compact_tables(settings, options.compact)
+        return set_up(client, settings, reset=options.reset)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
+    except CompactionError as error:
+        print(error, file=sys.stderr)
+        return 1
     except CLICKHOUSE_ERRORS as error:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
@@ -75,10 +105,51 @@ def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
             return
 
 
-def confirmed(settings: Settings) -> bool:
-    """Ask whether the data may be deleted."""
+def repair(directory: str, *, always: bool) -> int:
+    """Repair the tables below `directory`, or the local stack's, asking first unless `always`; return the exit code."""
+    try:
+        from pipeline.repair import RepairError, default_directories, repair_directory  # packages for nothing else
+    except ModuleNotFoundError as error:
+        print(f"--repair needs {error.name}: pip install clickhouse-cityhash pyarrow", file=sys.stderr)
+        return 2
+    try:
+        directories = [Path(directory)] if directory else default_directories()
+        return max(repair_directory(each, lambda warning: always or confirmed(warning)) for each in directories)
+    except RepairError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def compact_tables(settings: Settings, only: str) -> int:
+    """Compact all tables, or the one named `only`, and print what is done; return the exit code."""
+    names = [config["table_name"] for config in ALL_CONFIGS if only in ("", config["table_name"])]
+    if not names:
+        raise ConfigError(f"There is no table {only} in config.py")
+    for name in names:
+        show(compact(settings, name))
+    return 0
+
+
+def show(steps: Iterable[Progress]) -> None:
+    """Print each step as a line, and on a terminal the present one as a bar."""
+    text = ""
+    for step in steps:
+        if sys.stdout.isatty() and 0 < step.done < 1:
+            print(f"\r\033[K[{'#' * round(30 * step.done):<30}] {step.done:4.0%} {step.text}", end="", flush=True)
+        elif step.text != text:
+            print("\r\033[K" * sys.stdout.isatty() + step.text, flush=True)
+        text = step.text
+
+
+def reset_warning(settings: Settings) -> str:
+    """Return what is deleted by --reset."""
     names = ", ".join(config["table_name"] for config in ALL_CONFIGS)
-    print(f"This deletes ALL DATA in the tables {names} of {settings.clickhouse_database}.")
+    return f"This deletes ALL DATA in the tables {names} of {settings.clickhouse_database}."
+
+
+def confirmed(warning: str) -> bool:
+    """Ask whether to go on in spite of `warning`."""
+    print(warning)
     try:
         return input("Type yes to go on: ").strip().lower() == "yes"
     except EOFError:
@@ -86,26 +157,36 @@ def confirmed(settings: Settings) -> bool:
         return False
 
 
-def set_up(client: Client, database: str, *, reset: bool) -> int:
+def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
     """Do it all, and print what is done; return the exit code."""
+    database = settings.clickhouse_database
     print("Dropping system log tables to prevent storage bloat...")
     for name in drop_system_logs(client):
         print(f"  Dropped {name}")
     create_database(client, database)
-    engines = existing_tables(client, database)
     for config in ALL_CONFIGS:
         name = config["table_name"]
-        if reset and name in engines:
+        if reset and (found := tables_of(client, database, name)):
             print(f"Deleting {name} table...")
-            drop_table(client, database, config)
-            del engines[name]
-        if name not in engines:
+            for each in found:  # those of a compaction, too
+                drop_table(client, database, {**config, "table_name": each})
+        try:
+            show(resume(settings, name))
+        except BeingCompacted as error:
+            print(f"Leaving {name} table alone: {error}")
+            continue
+        engine = existing_tables(client, database).get(name)
+        if engine is None:
+            holder = table_with_uuid(client, config["uuid"])
+            if holder:
+                print(f"{database}.{name} cannot be created, its UUID is that of {holder}: a server holds it once")
+                return 1
             print(f"Creating append-only {name} table ({name}/data.bin equivalent)...")
             create_table(client, database, config)
-        elif engines[name] == ENGINE:
+        elif engine == ENGINE:
             print(f"Keeping append-only {name} table, it exists")
         else:
-            print(f"{database}.{name} exists with engine {engines[name]}, not {ENGINE}: rename or drop it first")
+            print(f"{database}.{name} exists with engine {engine}, not {ENGINE}: rename or drop it first")
             return 1
     print("\nSetup Summary:")
     for config in ALL_CONFIGS:

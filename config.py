@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
@@ -21,6 +22,9 @@ PROJECT = Path(__file__).resolve().parent
 
 class ConfigError(ValueError):
     """A setting or a symbol that cannot be used; its text is one line that names it and says what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(" ".join(text.split()))  # a value of .env may have lines
 
 
 class Subscription(TypedDict):
@@ -83,6 +87,7 @@ class Settings:
     max_error_count: int = 100  # consecutive errors of one kind, after which to exit with code 1
     flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
     max_batch_rows: int = 10_000  # most rows of one INSERT when catching up
+    compact_blocks: int = 50_000  # small blocks, after which a collector rewrites its table into big ones; 0: never
 
 
 def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = PROJECT / ".env") -> Settings:
@@ -91,15 +96,15 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     `environ` is the process environment unless given; `dotenv` is a file that need not exist, or None. An empty
     value counts as not set. Raises ConfigError for a value that cannot be used.
     """
-    values = {**_read_dotenv(dotenv), **(os.environ if environ is None else environ)}
+    sources = (os.environ if environ is None else environ, _read_dotenv(dotenv))
     given: dict[str, Any] = {}
     for field in fields(Settings):
         name = field.name.upper()
-        text = values.get(name, "")
-        if text.strip():
-            given[field.name] = _convert(name, text, type(field.default), _LIMITS.get(field.name, _POSITIVE))
+        text = next((source[name] for source in sources if source.get(name, "").strip()), None)
+        if text is not None:
+            given[field.name] = _convert(name, text, type(field.default), _LIMITS.get(field.name, _SECONDS))
     settings = Settings(**given)
-    if not re.match(r"wss?://[^/\s]", settings.mexc_ws_url):
+    if not _is_websocket_address(settings.mexc_ws_url):
         raise ConfigError(f"MEXC_WS_URL={settings.mexc_ws_url} is not a WebSocket address: wss://host/path")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
     return settings
@@ -120,8 +125,23 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-_POSITIVE = (1e-3, 1e9)
-_LIMITS = {"clickhouse_port": (1, 65535), "flush_interval": (0, 3600), "max_batch_rows": (1, 1_000_000)}
+def _is_websocket_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port, or an IPv6 address
+        return False
+
+
+_SECONDS = (1e-3, 1e9)
+_LIMITS = {
+    "clickhouse_port": (1, 65535),
+    "journal_max_mb": (1, 1e9),
+    "max_error_count": (1, 1e9),
+    "flush_interval": (0, 3600),
+    "max_batch_rows": (1, 1e6),
+    "compact_blocks": (0, 1e9),
+}
 
 
 def _convert(name: str, text: str, kind: type, limits: tuple[float, float]) -> str | int | float:
@@ -133,5 +153,5 @@ def _convert(name: str, text: str, kind: type, limits: tuple[float, float]) -> s
     except ValueError:
         raise ConfigError(f"{name}={text} is not a {'whole ' if kind is int else ''}number") from None
     if not low <= value <= high:  # false for nan, too
-        raise ConfigError(f"{name}={text} is out of range: {low:g} to {high:g}")
+        raise ConfigError(f"{name}={text} is out of range: {low:.15g} to {high:.15g}")
     return value

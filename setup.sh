@@ -4,7 +4,7 @@
 #     ./setup.sh             again at any time: it changes only what is missing
 #     ./setup.sh --docker    the same, then pull and build the images that `docker-compose up -d` starts
 #
-# Exit codes: 0 Python is ready (Docker may yet be missing, and is then said to be), 1 something is in the way.
+# Exit codes: 0 Python is ready (what Docker lacks is said, and is no failure), 1 something is in the way.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -136,10 +136,10 @@ case ${*:-} in
 esac
 check_files
 check_disk
-find_python
-make_venv
 make_env
 check_docker
+find_python # what follows can fail, and Docker does not need it
+make_venv
 [[ ${1:-} != --docker ]] || make_images
 echo
 echo "Next: nano .env, then docker-compose up -d. Or, with a ClickHouse of your own: python3 ch_setup.py, python3 btcdat.py"

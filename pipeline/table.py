@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from config import Settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
-from pipeline.journal import Journal
+from pipeline.compact import AutoCompaction, CompactionError, resume, tables_of
+from pipeline.journal import Journal, JournalFull
 
 _SETTINGS = {
     "async_insert": 0,  # on by default since ClickHouse 26.2; an acknowledged row must be a stored row
@@ -32,7 +33,10 @@ class StillInserting(Exception):
     """An earlier INSERT of ours is still under way on the server; its text is one line."""
 
 
-APPEND_ERRORS = (*CLICKHOUSE_ERRORS, TableMissing, StillInserting)
+TABLE_ERRORS = (TableMissing, StillInserting, CompactionError, JournalFull)
+"""Nothing can be sent at the moment; the text is one line that says why."""
+
+APPEND_ERRORS = (*CLICKHOUSE_ERRORS, *TABLE_ERRORS)
 """All that `Table.append_pending` raises; the same call may be tried again after each of them."""
 
 
@@ -41,11 +45,12 @@ class Table:
 
     def __init__(self, settings: Settings, name: str, journal: Journal, say: Callable[[str], None]) -> None:
         """`name` is the table's, in the database of `settings`; `say` takes lines for the user."""
+        self._settings = settings
         self._database, self._name = settings.clickhouse_database, name
         self._full_name = f"{self._database}.{name}"
         self._journal = journal
         self._say = say
-        self._batch = settings.max_batch_rows
+        self._compaction = AutoCompaction(settings, name, say)
         self._client = connect(settings, query_settings=_SETTINGS)
         # Before each query the driver asks whether the connection is alive, and makes a new one if not. That costs a
         # round trip, and would hide that the server was restarted between two INSERTs; the INSERT itself finds out.
@@ -63,7 +68,7 @@ class Table:
         if not self.in_step:
             self._get_in_step()
             self.in_step = True
-        rows = self._journal.pending(self._batch)
+        rows = self._journal.pending(self._settings.max_batch_rows)
         if not rows:
             return rows
         try:
@@ -73,12 +78,20 @@ class Table:
             )
         except BaseException as error:
             self.in_step = False
-            if is_missing_table(error):
-                raise self._missing() from None
-            raise
+            if not is_missing_table(error):
+                raise
+            self._get_in_step()  # which tells what has become of it
+            return []
         self._in_flight = 0
         self._journal.acknowledge(self._journal.stored + len(rows))
         return rows
+
+    def compact_if_due(self, stopping: Callable[[], bool]) -> None:
+        """After an INSERT: rewrite the table into big blocks, where it has come to hold too many small ones.
+
+        This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.compact.
+        """
+        self.in_step = self._compaction.inserted(stopping)
 
     def close(self) -> None:
         """Close the connection."""
@@ -131,13 +144,16 @@ class Table:
     def _state(self) -> tuple[int, str]:
         """Return the table's number of rows and its creation token."""
         query = "SELECT total_rows, comment FROM system.tables WHERE database = %(database)s AND name = %(name)s"
-        found = self._client.execute(query, {"database": self._database, "name": self._name})
+        parameters = {"database": self._database, "name": self._name}
+        found = self._client.execute(query, parameters)
+        if not found and tables_of(self._client, self._database, self._name):
+            for step in resume(self._settings, self._name):
+                if step.done in (0, 1):
+                    self._say(step.text)
+            found = self._client.execute(query, parameters)
         if not found:
-            raise self._missing()
+            raise TableMissing(f"Table {self._full_name} does not exist: run ch_setup.py")
         count, token = found[0]
         if count is None:  # not touched since the server started
             count = self._client.execute(f"SELECT count() FROM {self._full_name}")[0][0]
         return count, token
-
-    def _missing(self) -> TableMissing:
-        return TableMissing(f"Table {self._full_name} does not exist: run ch_setup.py")

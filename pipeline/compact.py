@@ -1,0 +1,450 @@
+"""Rewrite a table into big blocks: the same rows in the same order, under the same UUID, path and creation token.
+
+In: a StripeLog table of many small blocks, each of which costs disk, server memory and INSERT time. Out: the same
+table in blocks of 65,536 rows. Promise: nothing old is deleted before a copy is verified, rows and order, and on the
+disk; and whatever is killed, at whatever moment, the tables that are left say how to go on, and `resume` does.
+Meanwhile the table does not go by its name, so that nothing can be written: rows wait in the journal.
+
+A table's UUID and path stay with it, so its rows go out to a copy and back in again. By its tables, a compaction of
+`btc` is in one of these states, where X is a random number of whoever works on it:
+
+    btc                                     before, and after
+    btc_compacting_X  [btc_copying_X]       set aside, so that nobody writes; the copy is not whole yet
+    btc_compacting_X   btc_copied_X         the copy is whole, and the table is being emptied and filled from it
+    btc               [btc_cop..._X]        done; the copy is to be deleted
+
+Each step from one state to the next is a RENAME, which ClickHouse does at once or not at all. Whoever resumes another
+one's work begins by renaming btc_compacting_X to a number of its own: should the other live after all, its next
+statement fails because that table is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from clickhouse_driver import Client
+from clickhouse_driver.errors import ServerException
+
+from config import Settings
+from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.schema import ENGINE
+
+BLOCK_ROWS = 65_536
+"""Rows of a big block."""
+
+_FIRST_BLOCK_ROWS = 500  # of one-row blocks, each takes some 16 KB of the server's memory until it is joined to others
+_MANY_BLOCKS = 500_000  # beyond that, copy in halves
+_SPARE_DISK = 100_000_000  # bytes that are to stay free
+_ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
+_FENCE_TIMEOUT = 60.0  # seconds
+_POLL = 0.05  # seconds
+_SHARE = 20  # a collector spends one part in so many of its time on compaction
+_RETRY = 600.0  # seconds from a compaction that failed to the next try
+
+_QUERY_SETTINGS = {
+    "max_threads": 1,  # with more, rows come in any order
+    "max_insert_threads": 1,
+    "min_insert_block_size_bytes": 0,  # rows decide
+    "max_execution_time": 0,
+    "lock_acquire_timeout": 3600,  # seconds to wait for the SELECTs of others to end
+}
+_SYNC = "SYSTEM SYNC FILE CACHE"  # to the disk; ClickHouse itself syncs no data
+_LONG = 86_400.0  # seconds; one statement may copy a hundred gigabytes, and says nothing until it is done
+_KEEPALIVE = (60, 10, 6)  # seconds of silence, seconds between probes, probes: a server that is gone is noticed
+
+
+class CompactionError(Exception):
+    """The table was not compacted, and no row of it is lost; the text is one line that says why."""
+
+
+class BeingCompacted(CompactionError):
+    """Another process is at work on the table; it is there again when that is done."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is being done, as one line, and how much of all is done: 0 only in the first, 1 only in the last."""
+
+    text: str
+    done: float
+
+
+def compact(settings: Settings, name: str) -> Iterator[Progress]:
+    """Rewrite the table `name`, after finishing what was left of an earlier attempt.
+
+    Yields before each step and, if the server tells, amid them. The first line says how much disk it takes, the last
+    what was gained. To give up half-way, stop iterating: `resume` does the rest. Raises CompactionError and
+    pipeline.client.CLICKHOUSE_ERRORS.
+    """
+    yield from resume(settings, name)
+    with closing(_Compactor(settings, name)) as compactor:
+        yield from compactor.compact()
+
+
+def resume(settings: Settings, name: str) -> Iterator[Progress]:
+    """Bring the table `name` back under its name, if a compaction of it was cut short; yields as `compact` does.
+
+    A copy that is whole is used, one that is not is deleted. Raises BeingCompacted if somebody else works on it, and
+    CompactionError, pipeline.client.CLICKHOUSE_ERRORS.
+    """
+    with closing(_Compactor(settings, name)) as compactor:
+        yield from compactor.resume()
+
+
+def tables_of(client: Client, database: str, name: str) -> dict[str, str]:
+    """Return the table `name`, if it is there, and those that its compaction has made; with their comments."""
+    query = "SELECT name, comment FROM system.tables WHERE database = %(database)s AND match(name, %(pattern)s)"
+    pattern = f"^{re.escape(name)}(_(compacting|copying|contents|types|copied)_[0-9a-f]{{8}})?$"
+    return dict(client.execute(query, {"database": database, "pattern": pattern}))
+
+
+class _Fingerprint(NamedTuple):
+    """Equal for two tables with the same rows in the same order, and for no others that could come about."""
+
+    rows: int
+    types: int
+    contents: int
+
+
+class _Compactor:
+    """One process's work on one table."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._client = _connect(settings)
+        self._database, self._name = settings.clickhouse_database, name
+        self._full_name = f"{self._database}.{name}"
+        self._query_ids = f"compact {self._full_name} "
+        owner = secrets.token_hex(4)
+        self._aside, self._copying, self._contents, self._types, self._copied = (
+            f"{self._full_name}_{state}_{owner}" for state in ("compacting", "copying", "contents", "types", "copied")
+        )
+        self._text = ""
+        self._rows = 0
+        self._passes, self._passed = 1, 0  # how often all rows are read, and have been
+
+    def close(self) -> None:
+        self._client.disconnect()
+
+    def compact(self) -> Iterator[Progress]:
+        started = time.monotonic()
+        found = self._tables()
+        if self._full_name not in found:
+            raise CompactionError(f"Table {self._full_name} does not exist: run ch_setup.py")
+        self._rows, size, path = self._look(self._full_name)
+        free = self._free_disk(path)
+        needs = f"needs {_megabytes(size + _SPARE_DISK)} of free disk, and there are {_megabytes(free)}"
+        if free < size + _SPARE_DISK:
+            raise CompactionError(f"{self._full_name} was not compacted: that {needs}")
+        self._passes = 8
+        yield Progress(f"Compacting {self._full_name}, {self._rows:,} rows in {_megabytes(size)}: {needs}", done=0)
+        self._rename(self._full_name, self._aside)
+        try:
+            self._wait_for_others()
+            blocks, original = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
+            yield self._begin(f"Copying {self._full_name}")
+            token = found[self._full_name]
+            self._create(self._copying, token)
+            if blocks > _MANY_BLOCKS and free > 2 * size + _SPARE_DISK:
+                yield from self._copy_in_halves(self._aside, self._copying, token)
+            else:
+                yield from self._copy(self._aside, self._copying, _FIRST_BLOCK_ROWS)
+            _, copy = yield from self._fingerprint(self._copying, f"Checking the copy of {self._full_name}")
+            self._verify(copy, original)
+            self._run(_SYNC)
+        except (ServerException, CompactionError, KeyboardInterrupt):
+            self._bring_back()
+            raise
+        self._rename(self._copying, self._copied)
+        blocks_now = yield from self._refill(self._copied, copy)
+        _, size_now, _ = self._look(self._aside)
+        yield self._begin(f"Deleting the copy of {self._full_name}")
+        self._bring_back()
+        yield Progress(
+            f"Compacted {self._full_name}: {copy.rows:,} rows; {blocks:,} blocks before, {blocks_now:,} now;"
+            f" {_megabytes(size)} before, {_megabytes(size_now)} now; {time.monotonic() - started:.1f} s",
+            done=1,
+        )
+
+    def resume(self) -> Iterator[Progress]:
+        found = self._tables()
+        if not found.keys() - {self._full_name}:
+            return
+        if self._full_name in found:
+            self._delete_copies()
+            return
+        self._wait_for_idleness()
+        asides = self._of("compacting", found)
+        if len(asides) != 1:
+            raise CompactionError(
+                f"Table {self._full_name} does not exist, and which of {', '.join(found)} is the one with its rows"
+                " cannot be told: rename that one"
+            )
+        self._rename(asides[0], self._aside)  # from now on it is ours
+        self._wait_for_others()
+        copies = self._of("copied", self._tables())
+        self._rows, _, _ = self._look(copies[0] if copies else self._aside)
+        self._passes = 5
+        yield Progress(f"Bringing {self._full_name} back: its compaction was cut short", done=0)
+        if copies:
+            _, copy = yield from self._fingerprint(copies[0], f"Reading the copy of {self._full_name}")
+            yield from self._refill(copies[0], copy)
+        self._bring_back()
+        yield Progress(f"{self._full_name} is back: {self._rows:,} rows", done=1)
+
+    def _refill(self, copied: str, copy: _Fingerprint) -> Generator[Progress, None, int]:
+        """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then."""
+        yield self._begin(f"Filling {self._full_name} from its copy")
+        self._run(_SYNC)
+        self._run(f"TRUNCATE TABLE {self._aside}")
+        yield from self._copy(copied, self._aside, BLOCK_ROWS)
+        blocks, refilled = yield from self._fingerprint(self._aside, f"Checking {self._full_name}")
+        self._verify(refilled, copy)
+        self._run(_SYNC)
+        return blocks
+
+    def _bring_back(self) -> None:
+        """Give the table, whole as it is, its name again, and delete the copies."""
+        self._rename(self._aside, self._full_name)
+        self._delete_copies()
+
+    def _delete_copies(self) -> None:
+        found = self._tables()
+        for each, token in found.items():
+            if each == self._full_name:
+                continue
+            if token != found.get(self._full_name) or each in self._of("compacting", found):
+                raise CompactionError(
+                    f"{each} is not from a compaction of the {self._full_name} that there is: see whose rows it has,"
+                    " then rename or drop it"
+                )
+            self._run(f"DROP TABLE IF EXISTS {each} SYNC")
+
+    # What the steps are made of
+
+    def _begin(self, text: str) -> Progress:
+        self._text = text
+        return self._progress(0)
+
+    def _progress(self, rows: int) -> Progress:
+        """Return where things are when the present pass has read `rows`."""
+        done = (self._passed + min(1, rows / max(self._rows, 1))) / self._passes
+        return Progress(self._text, min(max(done, 0.01), 0.99))
+
+    def _create(self, table: str, token: str) -> None:
+        """Create a table like the one set aside; `token` tells to whose compaction it belongs."""
+        self._run(f"CREATE TABLE {table} AS {self._aside} ENGINE = {ENGINE} COMMENT %(token)s", {"token": token})
+
+    def _copy(
+        self, source: str, target: str, block_rows: int, columns: str = "ts, mt, m"
+    ) -> Generator[Progress, None, None]:
+        yield from self._read(
+            f"INSERT INTO {target} ({columns}) SELECT {columns} FROM {source}"
+            f" SETTINGS min_insert_block_size_rows = {block_rows}"
+        )
+
+    def _copy_in_halves(self, source: str, target: str, token: str) -> Generator[Progress, None, None]:
+        """Copy two columns at a time, and paste them together.
+
+        That takes less memory, see `_fingerprint`, but writes all rows twice; and PASTE JOIN is a young part of
+        ClickHouse. So this is for very many blocks only.
+        """
+        self._passes += 2
+        for half, columns in ((self._contents, "ts, m"), (self._types, "ts, mt")):
+            self._create(half, token)
+            yield from self._copy(source, half, _FIRST_BLOCK_ROWS, columns)
+        both = f"(SELECT ts, m FROM {self._contents}) PASTE JOIN (SELECT mt FROM {self._types})"
+        yield from self._copy(both, target, _FIRST_BLOCK_ROWS)
+        for half in (self._contents, self._types):
+            self._run(f"DROP TABLE {half} SYNC")
+
+    def _fingerprint(self, table: str, text: str) -> Generator[Progress, None, tuple[int, _Fingerprint]]:
+        """Return the table's number of blocks, and its fingerprint.
+
+        To read, ClickHouse copies the index of the columns that it reads, for all blocks: 340 bytes a block for three,
+        some 200 for two. So two are read at a time.
+        """
+        yield self._begin(text)
+        numbered = "cityHash64(rowNumberInAllBlocks(), "
+        ((rows, blocks, types),) = yield from self._read(
+            f"SELECT count(), countIf(rowNumberInBlock() = 0), sum({numbered}ts, mt)) FROM {table}"
+        )
+        ((contents,),) = yield from self._read(f"SELECT sum({numbered}ts, m)) FROM {table}")
+        return blocks, _Fingerprint(rows, types, contents)
+
+    def _read(self, sql: str) -> Generator[Progress, None, Any]:
+        """Run a statement that reads all rows once; return its result."""
+        with self._explained():
+            result = self._client.execute_with_progress(sql, query_id=self._query_id())
+            for rows, _ in result:
+                yield self._progress(rows)
+        self._passed += 1
+        with suppress(ServerException):  # a server may be built without it
+            self._client.execute("SYSTEM JEMALLOC PURGE")  # the next reading may take the memory elsewhere
+        return result.get_result()
+
+    def _verify(self, copy: _Fingerprint, original: _Fingerprint) -> None:
+        if copy != original:
+            raise CompactionError(f"A copy of {self._full_name} differs from it: {copy}, not {original}")
+
+    def _run(self, sql: str, params: dict[str, str] | None = None) -> None:
+        with self._explained():
+            self._client.execute(sql, params, query_id=self._query_id())
+
+    def _rename(self, old: str, new: str) -> None:
+        self._run(f"RENAME TABLE {old} TO {new}")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """A table that is gone from under our hands was taken by somebody else."""
+        try:
+            yield
+        except BaseException as error:
+            self._client.disconnect()  # which ends the statement, too
+            if is_missing_table(error):
+                raise self._taken() from None
+            raise
+
+    def _query_id(self) -> str:
+        return f"{self._query_ids}{uuid.uuid4()}"
+
+    def _taken(self) -> BeingCompacted:
+        return BeingCompacted(f"{self._full_name} is being compacted by another process")
+
+    def _tables(self) -> dict[str, str]:
+        found = tables_of(self._client, self._database, self._name)
+        return {f"{self._database}.{each}": token for each, token in found.items()}
+
+    def _of(self, state: str, tables: Iterable[str]) -> list[str]:
+        return [each for each in tables if each.startswith(f"{self._full_name}_{state}_")]
+
+    def _look(self, table: str) -> tuple[int, int, str]:
+        """Return the table's number of rows, its bytes, and the directory that it is in."""
+        query = (
+            "SELECT total_rows, total_bytes, data_paths[1] FROM system.tables"
+            " WHERE database = %(database)s AND name = %(name)s"
+        )
+        parameters = {"database": self._database, "name": table.partition(".")[2]}
+        found = self._client.execute(query, parameters)
+        if found and found[0][0] is None:  # not touched since the server started
+            with self._explained():
+                self._client.execute(f"SELECT count() FROM {table}")
+            found = self._client.execute(query, parameters)
+        if not found:
+            raise self._taken()
+        rows, size, path = found[0]
+        return rows, size, path
+
+    def _free_disk(self, path: str) -> int:
+        """Return the free bytes of the disk that `path` is on."""
+        query = (
+            "SELECT free_space FROM system.disks WHERE startsWith(%(path)s, path) ORDER BY length(path) DESC LIMIT 1"
+        )
+        free: int = self._client.execute(query, {"path": path})[0][0]
+        return free
+
+    def _running(self, *prefixes: str) -> int:
+        """Return how many statements are running whose ids begin with one of `prefixes`."""
+        query = "SELECT count() FROM system.processes WHERE arrayExists(id -> startsWith(query_id, id), %(ids)s)"
+        ((count,),) = self._client.execute(query, {"ids": list(prefixes)})
+        return int(count)
+
+    def _wait_for_others(self) -> None:
+        """Wait for what was begun under the table's former name: the collector's INSERTs, and compactions."""
+        give_up = time.monotonic() + _FENCE_TIMEOUT
+        while self._running(f"append {self._full_name} ", self._query_ids):
+            if time.monotonic() > give_up:
+                raise CompactionError(f"A statement on {self._full_name} does not end: not compacted")
+            time.sleep(_POLL)
+
+    def _wait_for_idleness(self) -> None:
+        """Return once nobody seems to work on the table. Raises BeingCompacted where somebody does."""
+        alive_until = time.monotonic() + _ALIVE
+        while time.monotonic() < alive_until:
+            if self._running(self._query_ids):
+                raise self._taken()
+            time.sleep(_POLL)
+
+
+class AutoCompaction:
+    """Compacts a collector's table in between its INSERTs; for the thread that does them."""
+
+    def __init__(self, settings: Settings, name: str, say: Callable[[str], None]) -> None:
+        """`say` takes lines for the user."""
+        self._settings, self._name = settings, name
+        self._full_name = f"{settings.clickhouse_database}.{name}"
+        self._limit = settings.compact_blocks
+        self._say = say
+        self._small_blocks: int | None = None
+        self._took = 0.0  # seconds, the last time
+        self._not_before = 0.0  # on the monotonic clock
+        self._has_warned = False
+
+    def inserted(self, stopping: Callable[[], bool]) -> bool:
+        """Note that an INSERT was made, and compact the table if it is time for that.
+
+        That is when there are more than COMPACT_BLOCKS small blocks, and the last compaction is twenty times as long
+        ago as it took. It is given up half-way as soon as `stopping`. Returns whether the table is known to be there,
+        as it was; where not, it has to be asked for its state.
+        """
+        if not self._limit:
+            return True
+        started = time.monotonic()
+        try:
+            if self._small_blocks is None:
+                self._small_blocks = 0  # if counting fails, those that come have to do
+                self._small_blocks = self._count_small_blocks()
+            else:
+                self._small_blocks += 1
+            if self._small_blocks <= self._limit or not self._is_time():
+                return True
+            for step in compact(self._settings, self._name):
+                if step.done in (0, 1):
+                    self._say(step.text)
+                if stopping():
+                    return False
+        except (CompactionError, *CLICKHOUSE_ERRORS) as error:
+            reason = error if isinstance(error, CompactionError) else explain(error, self._settings)
+            self._say(f"{self._full_name} stays as it is for now: {reason}")
+            self._wait(max(_RETRY, _SHARE * (time.monotonic() - started)))
+            return False
+        self._small_blocks = 0
+        self._took = time.monotonic() - started
+        self._wait(_SHARE * self._took)
+        return True
+
+    def _is_time(self) -> bool:
+        wait = self._not_before - time.monotonic()
+        if wait > 0 and not self._has_warned:
+            self._say(
+                f"WARNING: {self._full_name} grows fragmented: it holds {self._small_blocks:,} small blocks, and the"
+                f" next compaction waits {wait:.0f} s, the last took {self._took:.0f} s and a twentieth of the time is"
+                " the most for it; raise FLUSH_INTERVAL, so that rows share blocks"
+            )
+            self._has_warned = True
+        return wait <= 0
+
+    def _wait(self, seconds: float) -> None:
+        self._not_before = time.monotonic() + seconds
+        self._has_warned = False
+
+    def _count_small_blocks(self) -> int:
+        """Return how many blocks the table has beyond those that it would have, were it compacted."""
+        with _connect(self._settings) as client:
+            query = f"SELECT countIf(rowNumberInBlock() = 0), count() FROM {self._full_name}"
+            ((blocks, rows),) = client.execute(query)
+        return int(blocks) - int(rows) // BLOCK_ROWS
+
+
+def _connect(settings: Settings) -> Client:
+    return connect(settings, timeout=_LONG, query_settings=_QUERY_SETTINGS, tcp_keepalive=_KEEPALIVE)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
