@@ -10,8 +10,9 @@ A table's UUID and path stay with it, so its rows go out to a copy and back in a
 
     btc                                     before, and after
     btc_compacting_X  [btc_copying_X]       set aside, so that nobody writes; the copy is not whole yet
+                                            (for very many blocks, btc_contents_X and btc_types_X are halves of it)
     btc_compacting_X   btc_copied_X         the copy is whole, and the table is being emptied and filled from it
-    btc               [btc_cop..._X]        done; the copy is to be deleted
+    btc               [any of the copies]   done; the copy is to be deleted
 
 Each step from one state to the next is a RENAME, which ClickHouse does at once or not at all. Whoever resumes another
 one's work begins by renaming btc_compacting_X to a number of its own: should the other live after all, its next
@@ -413,6 +414,7 @@ class AutoCompaction:
             reason = error if isinstance(error, CompactionError) else explain(error, self._settings)
             self._say(f"{self._full_name} stays as it is for now: {reason}")
             self._wait(max(_RETRY, _SHARE * (time.monotonic() - started)))
+            self._has_warned = True  # it was just said
             return False
         self._small_blocks = 0
         self._took = time.monotonic() - started
