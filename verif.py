@@ -11,7 +11,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from config import ALL_CONFIGS, ConfigError, check_identifier, load_settings
+from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.storage import Storage, TableStorage, survey
 
@@ -33,14 +33,14 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        storage = survey(connect(settings), settings.clickhouse_database, ALL_CONFIGS)
+        storage = survey(connect(settings), settings.clickhouse_database, ALL_CONFIGS, show_progress=True)
     except CLICKHOUSE_ERRORS as error:
         print(explain(error, settings), file=sys.stderr)
         return 1
     if options.json:
         print(json.dumps({"records": storage.records, **asdict(storage)}, indent=2))
     elif any(table.exists for table in storage.tables):
-        print(report(storage))
+        print(report(storage, settings.compact_blocks))
     if not any(table.exists for table in storage.tables):
         print(f"There are no tables in {settings.clickhouse_database}: run ch_setup.py", file=sys.stderr)
         return 1
@@ -50,8 +50,8 @@ def main() -> int:
     return 0
 
 
-def report(storage: Storage) -> str:
-    """Return the report as text."""
+def report(storage: Storage, compact_blocks: int) -> str:
+    """Return the report as text; `compact_blocks` is the setting COMPACT_BLOCKS."""
     lines = ["💾 Symbol-specific storage status:", "", f"Total records appended: {storage.records}"]
     lines += [f"  {table.name}/data.bin: {table.records} records" for table in storage.tables]
     lines += ["", "Records by symbol and message type:"]
@@ -65,7 +65,31 @@ def report(storage: Storage) -> str:
     else:
         lines.append("  This server does not show its files; sizes are from system.tables, data.bin + index.mrk:")
     lines += [f"  {table.name}/data.bin: {_size(table, storage.files_seen)}" for table in storage.tables]
+    if storage.records:
+        lines += ["", "Blocks, and what they cost the server in memory:"]
+    lines += [f"  {table.name}: {_blocks(table)}" for table in storage.tables if table.records]
+    for table in storage.tables:
+        if advice := _advice(table, compact_blocks):
+            lines.append(f"  {table.name} is fragmented: {advice}")
     return "\n".join(lines)
+
+
+def _blocks(table: TableStorage) -> str:
+    blocks = f"{table.blocks:,} block{'s' * (table.blocks != 1)}"
+    return f"{blocks} of {table.records / table.blocks:,.1f} rows on average, about {human_size(table.block_memory)}"
+
+
+def _advice(table: TableStorage, compact_blocks: int) -> str:
+    """Return what to do about the table's small blocks; nothing where they are no more than they have to be."""
+    compact_now = f"python3 ch_setup.py --compact {table.name}"
+    if not compact_blocks and table.small_blocks > Settings.compact_blocks:
+        return f"run {compact_now}, and set COMPACT_BLOCKS for collectors to do it"
+    if compact_blocks and table.small_blocks > 2 * compact_blocks:
+        return (
+            f"{table.small_blocks:,} small blocks, more than twice COMPACT_BLOCKS. If its collector's log says that the"
+            f" next compaction waits, raise FLUSH_INTERVAL; if no collector runs, {compact_now}"
+        )
+    return ""
 
 
 def _size(table: TableStorage, files_seen: bool) -> str:

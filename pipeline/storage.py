@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from clickhouse_driver import Client
-from clickhouse_driver.errors import ServerException
+from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import SymbolConfig
+from pipeline.compact import BLOCK_ROWS
+from pipeline.progress import progress
 from pipeline.schema import existing_tables
+
+_TRIES = 50  # to see all files: each INSERT makes one that is gone a moment later, and then a try fails
+_BLOCK_MEMORY = 450  # bytes of the server's; 430 to 475 were measured
 
 
 @dataclass
@@ -25,6 +31,12 @@ class TableStorage:
     index_mrk: int | None = None
     total_bytes: int | None = None
     """Both files together, as ClickHouse counts them; there even where the files cannot be seen."""
+    blocks: int = 0
+    """Each INSERT makes one, and compaction makes few of many."""
+    small_blocks: int = 0
+    """How many more these are than a compacted table would have."""
+    block_memory: int = 0
+    """Bytes of memory that the blocks cost the server for as long as it runs, about."""
 
 
 @dataclass
@@ -43,16 +55,20 @@ class Storage:
         return sum(table.records for table in self.tables)
 
 
-def survey(client: Client, database: str, configs: Sequence[SymbolConfig]) -> Storage:
-    """Ask ClickHouse for all of it. Raises one of pipeline.client.CLICKHOUSE_ERRORS."""
+def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, show_progress: bool = False) -> Storage:
+    """Ask ClickHouse for all of it. Raises one of pipeline.client.CLICKHOUSE_ERRORS.
+
+    All rows are read, of their columns only `mt`; with `show_progress` a terminal sees how far that is.
+    """
     tables = [TableStorage(config["table_name"]) for config in configs]
     found = existing_tables(client, database)
-    for table in tables:
-        table.exists = table.name in found
-        if table.exists:
-            query = f"SELECT mt, count() FROM {database}.{table.name} GROUP BY mt ORDER BY mt"
-            table.by_type = dict(client.execute(query))
-            table.records = sum(table.by_type.values())
+    query = "SELECT sum(total_rows) FROM system.tables WHERE database = %(database)s AND name IN %(names)s"
+    ((rows,),) = client.execute(query, {"database": database, "names": [table.name for table in tables]})
+    with progress("Counting records", rows) if show_progress else nullcontext(lambda count: None) as advance:
+        for table in tables:
+            table.exists = table.name in found
+            if table.exists:
+                _count(client, database, table, advance)
     # Last, for after a restart ClickHouse knows total_bytes only of a table that was read.
     query = "SELECT name, data_paths[1], total_bytes FROM system.tables WHERE database = %(database)s"
     directories = {name: rest for name, *rest in client.execute(query, {"database": database})}
@@ -67,6 +83,21 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig]) -> St
     return Storage(tables, seen, sum(files.values()) if seen else None)
 
 
+def _count(client: Client, database: str, table: TableStorage, advance: Callable[[float], None]) -> None:
+    query = f"SELECT mt, count(), countIf(rowNumberInBlock() = 0) FROM {database}.{table.name} GROUP BY mt ORDER BY mt"
+    answer = client.execute_with_progress(query)
+    seen = 0
+    for counted, _ in answer:
+        advance(counted - seen)
+        seen = counted
+    for mt, records, first_in_block in answer.get_result():
+        table.by_type[mt] = records
+        table.records += records
+        table.blocks += first_in_block
+    table.small_blocks = max(0, table.blocks - -(-table.records // BLOCK_ROWS))
+    table.block_memory = table.blocks * _BLOCK_MEMORY
+
+
 def _files(client: Client) -> dict[str, int]:
     """Return the bytes of every file below user_files_path, by path; nothing where the server does not allow it.
 
@@ -78,7 +109,10 @@ def _files(client: Client) -> dict[str, int]:
         SELECT _path, _size FROM file('**', One)
         WHERE NOT match(substring(_path, root + 1), '^(data|metadata/[^/]+)/')
     """
-    try:
-        return dict(client.execute(query))
-    except ServerException:
-        return {}
+    for _ in range(_TRIES):
+        try:
+            return dict(client.execute(query))
+        except ServerException as error:
+            if error.code != ErrorCodes.FILE_DOESNT_EXIST:
+                break
+    return {}

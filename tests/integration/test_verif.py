@@ -12,8 +12,9 @@ from threading import Thread
 import pytest
 
 from config import ALL_CONFIGS, PROJECT
+from pipeline.storage import Storage, TableStorage
 from tests.stack import Process, Stack, free_port, open_stack
-from verif import human_size
+from verif import human_size, report
 
 # A ClickHouse as others run it: its `file` function shows a directory that is not the one of its data.
 FOREIGN = f"""
@@ -90,6 +91,10 @@ def test_the_report_reads_as_in_the_readme_with_exact_sizes(stack: Stack) -> Non
         file_line("btc"),
         file_line("eth"),
         "  sol/data.bin: File not found yet",
+        "",
+        "Blocks, and what they cost the server in memory:",
+        "  btc: 3 blocks of 142.7 rows on average, about 1.3K",
+        "  eth: 1 block of 1.0 rows on average, about 450B",
     ]
 
 
@@ -97,7 +102,7 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
     verif = stack.run("verif.py", "--json")
     assert verif.wait() == 0
 
-    def table(name: str, records: int, by_type: dict[str, int]) -> dict[str, object]:
+    def table(name: str, records: int, by_type: dict[str, int], blocks: int) -> dict[str, object]:
         files = [size(stack, name, file) if records else None for file in ("data.bin", "index.mrk")]
         return {
             "name": name,
@@ -107,18 +112,66 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
             "data_bin": files[0],
             "index_mrk": files[1],
             "total_bytes": sum(file or 0 for file in files),
+            "blocks": blocks,
+            "small_blocks": max(0, blocks - 1),
+            "block_memory": 450 * blocks,
         }
 
     assert json.loads(verif.output) == {
         "records": 429,
         "tables": [
-            table("btc", 428, {"t": 13, "d": 323, "dp": 92}),
-            table("eth", 1, {"dl": 1}),
-            table("sol", 0, {}),
+            table("btc", 428, {"t": 13, "d": 323, "dp": 92}, 3),
+            table("eth", 1, {"dl": 1}, 1),
+            table("sol", 0, {}, 0),
         ],
         "files_seen": True,
         "volume": volume(stack),
     }
+
+
+@pytest.mark.parametrize(
+    ("small_blocks", "compact_blocks", "advice"),
+    [
+        (100_000, 50_000, None),
+        (100_001, 50_000, "raise FLUSH_INTERVAL"),
+        (50_000, 0, None),
+        (50_001, 0, "set COMPACT_BLOCKS"),
+    ],
+)
+def test_it_says_what_to_do_about_too_many_small_blocks(
+    small_blocks: int, compact_blocks: int, advice: str | None
+) -> None:
+    blocks = small_blocks + 1
+    table = TableStorage("btc", True, blocks, {"d": blocks}, blocks=blocks, small_blocks=small_blocks)
+    text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
+    assert ("ch_setup.py --compact btc" in text) == (advice is not None)
+    assert advice is None or advice in text
+
+
+def test_a_compacted_table_has_no_small_blocks(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        for _ in range(5):
+            fill(stack, "btc", "d", 20)
+        blocks = []
+        for _ in range(2):
+            (btc, *_) = json.loads(stack.run("verif.py", "--json").output)["tables"]
+            blocks.append((btc["records"], btc["blocks"], btc["small_blocks"]))
+            assert stack.run("ch_setup.py", "--compact", "btc").wait() == 0
+        assert blocks == [(100, 5, 4), (100, 1, 0)]
+
+
+def test_the_files_are_seen_while_rows_come_in_fast(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        stack.exchange("--rate", 0)
+        collectors = [stack.collector(config["table_name"]) for config in ALL_CONFIGS]
+        stack.wait_for_rows(1, "sol")
+        for _ in range(5):  # each INSERT has a file for a moment that a server may list and then not find
+            assert json.loads(stack.run("verif.py", "--json").output)["files_seen"]
+        assert [collector.stop() for collector in collectors] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("shown", [None, "a file", "nothing", "no directory"])
@@ -134,7 +187,8 @@ def test_what_a_server_does_not_show_is_asked_of_system_tables(shown: str | None
         together = size(stack, "btc", "data.bin") + size(stack, "btc", "index.mrk")
         verif = stack.run("verif.py")
         assert verif.wait() == 0
-        assert verif.lines[verif.lines.index("STORAGE STATISTICS") :] == [
+        begin = verif.lines.index("STORAGE STATISTICS")
+        assert verif.lines[begin : begin + 5] == [
             "STORAGE STATISTICS",
             "  This server does not show its files; sizes are from system.tables, data.bin + index.mrk:",
             f"  btc/data.bin: {human_size(together)}",
@@ -164,7 +218,7 @@ def test_a_table_that_is_missing_is_named(tmp_path: Path) -> None:
         stack.query("DROP TABLE mexc_data.sol SYNC")
         verif = stack.run("verif.py")
         assert verif.wait() == 0
-        assert verif.lines[-1] == "  sol/data.bin: No such table, run ch_setup.py"
+        assert "  sol/data.bin: No such table, run ch_setup.py" in verif.lines
 
 
 def test_without_tables_there_is_one_line(stack: Stack) -> None:
