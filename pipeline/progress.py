@@ -44,7 +44,8 @@ def progress(label: str, total: float | None = None) -> Iterator[Callable[[float
         with lock:
             if ended:
                 return
-            task = bar.add_task(label, total=total, completed=done)
+            task = bar.add_task(label, total=total)
+            bar.advance(task, done)
             shown.enter_context(bar)
             advance_bar = lambda count: bar.advance(task, count)  # noqa: E731
 
