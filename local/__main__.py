@@ -26,6 +26,12 @@ _RESTART_DELAY = 1.0  # seconds
 _EXIT_CONFIG = 2  # a part that ends with this would do so again
 
 
+def say(line: str) -> None:
+    """Print a line, whole and at once, from whichever thread; `line` ends as it is to be printed."""
+    sys.stdout.write(line)
+    sys.stdout.flush()
+
+
 class Part:
     """A process of the stack, with its name before each line that it prints."""
 
@@ -78,8 +84,7 @@ class Part:
     def _print(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            sys.stdout.write(f"{self.name:<10} | {line}")
-            sys.stdout.flush()
+            say(f"{self.name:<10} | {line}")
             if _READY in line:
                 self.address = line.split(_READY)[1].split(",")[0].strip()
                 self._ready.set()
@@ -153,7 +158,7 @@ def watch(parts: Sequence[Part], stop: threading.Event, seconds: float | None) -
                 continue
             if exit_code == _EXIT_CONFIG:
                 return exit_code
-            print(f"{part.name} ended with exit code {exit_code}: starting it again", flush=True)
+            say(f"{part.name} ended with exit code {exit_code}: starting it again\n")
             part.start()
         if end is not None and time.monotonic() >= end:
             break
