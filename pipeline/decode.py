@@ -1,0 +1,428 @@
+"""Stored rows as typed columns, and what is made of them: candles, the top of the book.
+
+In: rows of one message type, their times and texts (see README, "What is stored"), from a list or streamed from
+ClickHouse. Out: pyarrow Tables; `.to_pandas()` makes DataFrames of them. Promise: each row comes out once, in the
+order it was stored in, either in a table or as a BadRow that says why not. A float is the one nearest to the text;
+with `exact`, numbers are decimals and nothing is rounded.
+
+    from pipeline.decode import candles, load
+    deals = load("btc", "deals", "2026-10-01", "2026-10-02")
+    print(candles(deals, "1h").to_pandas())
+
+What the columns mean, and more examples: docs/DATA.md.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from clickhouse_driver import Client
+
+from config import ALL_CONFIGS, SymbolConfig, load_settings
+from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.compact import tables_of
+from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER
+from pipeline.times import iso, parse_time
+
+TYPES = {"tickers": TICKER, "deals": DEAL, "depth": DEPTH, "dead-letters": DEADLETTER}
+"""The message types by the names that people use for them."""
+
+DECIMAL = pa.decimal128(34, 18)
+"""The type of exact numbers: 16 digits before the point and 18 after it.
+
+Coins themselves are divided no finer than that, and prices less fine. decimal128 holds 38 digits; pyarrow wants the
+other 4 for sums and halves.
+"""
+
+_TIME = pa.timestamp("ms", tz="UTC")
+_SIDE = pa.dictionary(pa.int8(), pa.string())
+
+# What the fields of a row have to be. All that matches fits the columns' types, so nothing can fail after that.
+_INTEGER = r"[0-9]{1,18}"
+_NUMBER = r"[0-9]{1,16}(?:\.[0-9]{1,18}0*)?"
+_LEVEL = rf"\[{_NUMBER},{_NUMBER}\]"
+_LEVELS = rf"(?:{_LEVEL}(?:,{_LEVEL}){{0,{DEPTH_LEVELS - 1}}})?"
+_FIELDS = {
+    TICKER: {
+        "last_price": _NUMBER,
+        "fair_price": _NUMBER,
+        "index_price": _NUMBER,
+        "open_interest": _INTEGER,
+        "funding_rate": f"-?{_NUMBER}",
+    },
+    DEAL: {"price": _NUMBER, "contracts": _NUMBER, "side": "[12]"},
+    DEPTH: {"bids": _LEVELS, "asks": _LEVELS},
+}
+_ROWS = {mt: "^" + r"\|".join(fields.values()) + "$" for mt, fields in _FIELDS.items()}
+_LONGEST_NUMBER = 16 + 1 + 18  # characters; what is longer ends in zeros
+
+_SLICE = 16_384  # rows that are split at a time: what a book's text is split into takes ten times its memory
+
+
+class LoadError(Exception):
+    """Nothing was loaded; the text is one line that says why."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that does not decode: milliseconds since the epoch, its text, and what is wrong with it."""
+
+    ts_ms: int
+    m: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows in stored order: those that decode, with the columns of `schema`, and those that do not."""
+
+    table: pa.Table
+    bad: list[BadRow]
+
+
+def schema(mt: str, *, exact: bool = False) -> pa.Schema:
+    """Return the columns that rows of type `mt` decode to. Raises ValueError for an unknown type."""
+    number = DECIMAL if exact else pa.float64()
+    if mt == TICKER:
+        prices = [(name, number) for name in ("last_price", "fair_price", "index_price")]
+        columns = [*prices, ("open_interest", pa.int64()), ("funding_rate", number)]
+    elif mt == DEAL:
+        columns = [("price", number), ("contracts", number), ("side", _SIDE)]
+    elif mt == DEPTH:
+        columns = [(name, number) for side in ("bid", "ask") for name in _level_columns(side)]
+    elif mt == DEADLETTER:
+        columns = [("text", pa.string())]
+    else:
+        raise ValueError(f"unknown message type {mt!r}: give one of {', '.join(TYPES.values())}")
+    return pa.schema([("ts", _TIME), *columns])
+
+
+def decode(mt: str, ts_ms: Sequence[int], texts: Sequence[str], *, exact: bool = False) -> Batch:
+    """Return rows of type `mt` as typed columns; a row is a time, in milliseconds since the epoch, and a text.
+
+    Raises ValueError for an unknown type.
+    """
+    columns = schema(mt, exact=exact)
+    times = pa.array(ts_ms, pa.int64())
+    rows = pa.array(texts, pa.large_string())  # a string array ends at 2 GB, which a million books come close to
+    bad = []
+    if mt != DEADLETTER:
+        good = pc.match_substring_regex(rows, _ROWS[mt])
+        if good.false_count:
+            places = np.flatnonzero(~good.to_numpy(zero_copy_only=False)).tolist()
+            bad = [BadRow(int(ts_ms[i]), texts[i], _what_is_wrong(mt, texts[i])) for i in places]
+            times, rows = times.filter(good), rows.filter(good)
+    times = times.cast(_TIME)
+    tables = [columns.empty_table()]
+    for start in range(0, len(rows), _SLICE):
+        arrays = [times.slice(start, _SLICE), *_split(mt, rows.slice(start, _SLICE), exact)]
+        tables.append(pa.Table.from_arrays(arrays, schema=columns))
+    return Batch(pa.concat_tables(tables), bad)
+
+
+def read(
+    client: Client,
+    database: str,
+    table: str,
+    mt: str,
+    *,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    exact: bool = False,
+    batch_rows: int = 50_000,
+) -> Iterator[Batch]:
+    """Yield the rows of type `mt` with start <= ts < end, in stored order, `batch_rows` at a time.
+
+    Rows are streamed: memory is that of a batch or two. Where there are no rows there is no batch. Every call reads the
+    whole table, which has no index. `client` is of no other use until all is read or the iterator is closed; then it is
+    free for the next query.
+
+    Raises ValueError at once for an unknown type and for a time without zone, and one of
+    pipeline.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that has
+    begun is not disturbed by that.
+    """
+    schema(mt)
+    conditions = [f"mt = '{mt}'"]
+    if start is not None:
+        conditions.append(f"ts_ms >= {_milliseconds(start)}")
+    if end is not None:
+        conditions.append(f"ts_ms < {_milliseconds(end)}")
+    rows = f"SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toValidUTF8(m) AS text FROM {database}.{table}"
+    query = f"SELECT ts_ms, text FROM ({rows} WHERE {' AND '.join(conditions)}) AS r CROSS JOIN (SELECT 1) AS one"
+    return _stream(client, query, mt, exact, batch_rows)
+
+
+def load(
+    symbol: str,
+    name: str,
+    start: datetime | str | None = None,
+    end: datetime | str | None = None,
+    *,
+    exact: bool = False,
+) -> pa.Table:
+    """Return all rows with start <= ts < end, from the ClickHouse of the settings, as one table in memory.
+
+    `symbol` is one of config.py's, by its name or its table's ("BTC_USDT", "btc"); `name` is one of TYPES. Times are
+    aware datetimes, or ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which are UTC unless they say
+    otherwise. Rows that do not decode are left out, with a warning that names them. Raises ValueError for an argument
+    that cannot be used, and LoadError.
+    """
+    if name not in TYPES:
+        raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
+    mt = TYPES[name]
+    table = _find_symbol(symbol)["table_name"]
+    settings = load_settings()
+    database = settings.clickhouse_database
+    start, end = (parse_time(time) if isinstance(time, str) else time for time in (start, end))
+    with connect(settings) as client:
+        try:
+            batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
+        except CLICKHOUSE_ERRORS as error:
+            if not is_missing_table(error):
+                raise LoadError(explain(error, settings)) from error
+            if tables_of(client, database, table):
+                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from error
+            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from error
+    if bad := [row for batch in batches for row in batch.bad]:
+        warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
+    return pa.concat_tables([schema(mt, exact=exact).empty_table(), *(batch.table for batch in batches)])
+
+
+def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
+    """Return the candles of `deals`, oldest first.
+
+    The columns are start, open, high, low, close, contracts, buy_contracts, deals and vwap.
+
+    `interval` is such as "1s", "5m", "1h" or "1d", or a timedelta of whole milliseconds; candles begin at its multiples
+    since 1970-01-01 UTC, so days are UTC's. `open` and `close` are of the first and the last deal by time, where deals
+    of the same millisecond keep the order they are stored in. `contracts` is what was traded, `buy_contracts` what of
+    that was bought by the taker; `deals` is their number and `vwap` the volume-weighted average price, a float also
+    where `deals` is exact. An interval without deals has no candle. Raises ValueError for an interval that cannot be
+    used.
+    """
+    step = _interval(interval)
+    times = deals["ts"].cast(_TIME).cast(pa.int64())  # those of a file that others wrote may be finer
+    order = pc.sort_indices(times)  # stable
+    times = times.take(order).to_numpy()
+    price, contracts, side = (deals[name].take(order).combine_chunks() for name in ("price", "contracts", "side"))
+    start_of_each = times - times % step
+    starts, first, count = np.unique(start_of_each, return_index=True, return_counts=True)
+    columns = {
+        "start": start_of_each,
+        "price": price,
+        "contracts": contracts,
+        "bought": pc.if_else(pc.equal(side, "buy"), contracts, pa.scalar(0, pa.int8()).cast(contracts.type)),
+        "paid": pc.multiply(price.cast(pa.float64()), contracts.cast(pa.float64())),
+    }
+    totals = [(name, "sum") for name in ("contracts", "bought", "paid")]
+    grouped = pa.table(columns).group_by("start", use_threads=False)  # with threads, sums differ from run to run
+    found = grouped.aggregate([("price", "max"), ("price", "min"), *totals]).sort_by("start")
+    traded = found["contracts_sum"].cast(pa.float64())
+    return pa.table(
+        {
+            "start": pa.array(starts).cast(_TIME),
+            "open": price.take(first),
+            "high": found["price_max"],
+            "low": found["price_min"],
+            "close": price.take(first + count - 1),
+            "contracts": found["contracts_sum"],
+            "buy_contracts": found["bought_sum"],
+            "deals": count,
+            "vwap": pc.divide(found["paid_sum"], pc.if_else(pc.equal(traded, 0), None, traded)),
+        }
+    )
+
+
+def top_of_book(depth: pa.Table) -> pa.Table:
+    """Return the best level of each book, and what follows from it.
+
+    The columns are ts, bid_price, bid_contracts, ask_price, ask_contracts, spread, mid and imbalance. `spread` is
+    ask - bid and `mid` the price half-way. `imbalance` is (bid - ask) / (bid + ask) of the contracts of the two levels,
+    from -1 (none bid) to 1, a float also where `depth` is exact. Where a side is empty, its columns and those three are
+    null.
+    """
+    bid, bid_contracts, ask, ask_contracts = (
+        depth[name] for name in ("bid_price_1", "bid_contracts_1", "ask_price_1", "ask_contracts_1")
+    )
+    total = pc.add(bid, ask)
+    half = pa.scalar("0.5").cast(pa.decimal128(1, 1)) if pa.types.is_decimal(total.type) else 0.5
+    bid_size, ask_size = bid_contracts.cast(pa.float64()), ask_contracts.cast(pa.float64())
+    both = pc.add(bid_size, ask_size)
+    return pa.table(
+        {
+            "ts": depth["ts"],
+            "bid_price": bid,
+            "bid_contracts": bid_contracts,
+            "ask_price": ask,
+            "ask_contracts": ask_contracts,
+            "spread": pc.subtract(ask, bid),
+            "mid": pc.multiply(total, half),
+            "imbalance": pc.divide(pc.subtract(bid_size, ask_size), pc.if_else(pc.equal(both, 0), None, both)),
+        }
+    )
+
+
+def depth_levels(depth: pa.Table) -> pa.Table:
+    """Return each level of each book as a row: ts, side ("bid" or "ask"), level (1 is the best), price, contracts.
+
+    Books stay in order; in each, bids come before asks and the best level first. That is forty rows a book: do it batch
+    by batch where there are many.
+    """
+    books = len(depth)
+    side = np.repeat(np.arange(2, dtype=np.int8), DEPTH_LEVELS)
+    level = np.tile(np.arange(1, DEPTH_LEVELS + 1, dtype=np.int8), 2)
+    # All best bids come first, then all second-best ...; this is where the levels of the first book are, and so on.
+    by_book = np.arange(2 * DEPTH_LEVELS * books).reshape(2 * DEPTH_LEVELS, books).T.ravel()
+    price, contracts = (
+        pa.chunked_array(
+            [chunk for name in depth.column_names if f"_{what}_" in name for chunk in depth[name].chunks],
+            depth[f"bid_{what}_1"].type,
+        )
+        .combine_chunks()
+        .take(by_book)
+        for what in ("price", "contracts")
+    )
+    table = pa.table(
+        {
+            "ts": depth["ts"].take(np.repeat(np.arange(books), 2 * DEPTH_LEVELS)),
+            "side": pa.DictionaryArray.from_arrays(np.tile(side, books), ["bid", "ask"]),
+            "level": np.tile(level, books),
+            "price": price,
+            "contracts": contracts,
+        }
+    )
+    return table.filter(price.is_valid())
+
+
+# From text to columns
+
+
+def _level_columns(side: str) -> list[str]:
+    """Return the names of a side's columns, all prices before all contracts."""
+    return [f"{side}_{what}_{level}" for what in ("price", "contracts") for level in range(1, DEPTH_LEVELS + 1)]
+
+
+def _split(mt: str, rows: pa.Array, exact: bool) -> list[pa.Array]:
+    """Return the columns of `rows` after `ts`; each row is as _ROWS has it."""
+    if mt == DEADLETTER:
+        return [rows.cast(pa.string())]
+    lists = pc.split_pattern(rows, "|")
+    fields = [pc.list_element(lists, place) for place in range(len(_FIELDS[mt]))]
+    if mt == DEPTH:
+        return [column for side in fields for column in _split_side(side, exact)]
+    if mt == DEAL:
+        price, contracts, direction = fields
+        side = pa.DictionaryArray.from_arrays(pc.equal(direction, "2").cast(pa.int8()), ["buy", "sell"])
+        return [_numbers(price, exact), _numbers(contracts, exact), side]
+    *prices, open_interest, funding_rate = fields
+    numbers = [_numbers(price, exact) for price in prices]
+    return [*numbers, open_interest.cast(pa.int64()), _numbers(funding_rate, exact)]
+
+
+def _split_side(levels: pa.Array, exact: bool) -> list[pa.Array]:
+    """Return the prices of each level, then the contracts of each; `levels` are texts ``[price,amount],...``."""
+    levels = pc.if_else(pc.equal(levels, ""), pa.scalar(None, levels.type), levels)  # else "" would count as one number
+    pairs = pc.split_pattern(pc.ascii_trim(pc.replace_substring(levels, "],[", ","), "[]"), ",")
+    numbers = _numbers(pairs.flatten(), exact)
+    counts = pc.list_value_length(pairs).fill_null(0).to_numpy()
+    starts = np.cumsum(counts) - counts
+    places = [2 * level + offset for offset in range(2) for level in range(DEPTH_LEVELS)]
+    return [numbers.take(pa.array(starts + place, mask=counts <= place)) for place in places]
+
+
+def _numbers(texts: pa.Array, exact: bool) -> pa.Array:
+    if not exact:
+        return texts.cast(pa.float64())
+    if len(texts) and pc.max(pc.binary_length(texts)).as_py() > _LONGEST_NUMBER:
+        texts = pc.replace_substring_regex(texts, r"(\.[0-9]{18})0+$", r"\1")
+    return texts.cast(DECIMAL)
+
+
+def _what_is_wrong(mt: str, text: str) -> str:
+    """Return why `text` is not as _ROWS has it."""
+    fields = text.split("|")
+    expected = _FIELDS[mt]
+    if len(fields) != len(expected):
+        return f"{len(fields)} fields, not {len(expected)}"
+    for (name, pattern), field in zip(expected.items(), fields, strict=True):
+        if mt == DEPTH:
+            # Level by level: to match them all, Python would try each way to tell a number's last zeros apart.
+            levels = field.removeprefix("[").removesuffix("]").split("],[") if field else []
+            if len(levels) > DEPTH_LEVELS:
+                return f"{len(levels)} {name}, more than {DEPTH_LEVELS}"
+            for level in levels:
+                if not re.fullmatch(f"{_NUMBER},{_NUMBER}", level):
+                    return f"{_shortened(level)} among the {name}"
+        elif not re.fullmatch(pattern, field):
+            return f"{name} is {_shortened(field)}"
+    return "brackets are missing"
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
+
+
+def _some_of(bad: list[BadRow]) -> str:
+    """Return a line that names the rows, ten at most."""
+    named = [f"{iso(row.ts_ms)} {_shortened(row.m)} ({row.reason})" for row in bad[:10]]
+    return "; ".join([*named, *(["..."] if len(bad) > len(named) else [])])
+
+
+# What to read
+
+
+_READING = {
+    "max_threads": 1,  # with more, rows come in any order
+    # Rows that were stored one by one would come in a packet each, at 40 us of this process. A JOIN, here with one row,
+    # makes big blocks of them on its way, as long as ClickHouse does not swap its sides.
+    "query_plan_join_swap_table": "false",
+}
+
+
+def _stream(client: Client, query: str, mt: str, exact: bool, batch_rows: int) -> Iterator[Batch]:
+    rows = client.execute_iter(query, settings=_READING)
+    try:
+        while chunk := list(islice(rows, batch_rows)):
+            ts_ms, texts = zip(*chunk, strict=True)
+            del chunk
+            yield decode(mt, ts_ms, texts, exact=exact)
+    except BaseException:  # GeneratorExit, too: the rest of the answer must not meet the next query
+        client.disconnect()
+        raise
+
+
+def _find_symbol(name: str) -> SymbolConfig:
+    for config in ALL_CONFIGS:
+        if name.lower() in (config["symbol"].lower(), config["table_name"].lower()):
+            return config
+    known = ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
+    raise ValueError(f"unknown symbol {name!r}: give one of {known}")
+
+
+def _milliseconds(moment: datetime) -> int:
+    """Return the milliseconds from the epoch to `moment`, rounded up: no row has a time in between."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment} has no time zone: give such as datetime(2026, 10, 1, tzinfo=UTC)")
+    return -int((datetime.fromtimestamp(0, UTC) - moment) // timedelta(milliseconds=1))
+
+
+_UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def _interval(interval: str | timedelta) -> int:
+    """Return the milliseconds of an interval."""
+    if isinstance(interval, timedelta):
+        milliseconds, rest = divmod(interval, timedelta(milliseconds=1))
+        if milliseconds > 0 and not rest:
+            return milliseconds
+    elif found := re.fullmatch(r"([1-9][0-9]{0,8})(ms|s|m|h|d)", interval):
+        return int(found[1]) * _UNITS[found[2]]
+    raise ValueError(f"{interval!r} is no interval: give such as 1s, 5m, 1h, 1d, or a timedelta of whole milliseconds")
