@@ -1,0 +1,552 @@
+"""Rows of ClickHouse out, files of typed columns in: one a UTC day, in a tree that pandas, DuckDB and ClickHouse read.
+
+    OUT/type=deals/symbol=BTC_USDT/date=2026-10-01/part-0.parquet
+
+In: the rows of one message type of one table. Out: a day's file, written once ClickHouse has given as many rows as it
+counted on that day; beside it a record of that number (``_part-0.parquet.json``, which readers of the tree pass over),
+by which the next export knows that the day is there. Promise: what is under a file's final name is whole and on the
+disk, whatever is killed and whenever; each row is in its day's file, or reported as one that does not decode; no file
+gives way to one of fewer rows.
+
+A table has no index: whatever is asked of it, it is read as a whole. So one reading writes all days, in memory that
+does not depend on how many there are, how many rows they have, or in which order those come.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from clickhouse_driver import Client
+
+from config import Settings, SymbolConfig
+from pipeline import decode
+from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
+from pipeline.compact import tables_of
+from pipeline.decode import BadRow
+from pipeline.human import human_size
+from pipeline.progress import progress
+
+_DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
+
+TYPES = (*decode.TYPES, *_DERIVED)
+"""What can be exported."""
+
+FORMATS = {"parquet": "parquet", "csv": "csv.zst", "arrow": "arrow"}
+"""The formats of files, with what their names end with. In Parquet and Arrow files, zstd is inside."""
+
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
+_EPOCH = date(1970, 1, 1)
+
+_BATCH_ROWS = {"depth": 10_000}  # a book has eighty columns
+_OTHER_BATCH_ROWS = 50_000
+_WRITE_BYTES = 16 << 20  # of columns that a day holds before it writes them, as a row group
+_DAYS_AT_ONCE = 16  # days that are being written; there are more only if rows lie all over, and those wait
+_ROWS_AT_ONCE = 10_000_000  # of days that are being held, where nothing can be written before a day is whole
+_NEW_FILE, _NEW_RECORD = _UNFINISHED = ("tmp", "json.tmp")  # ends of names
+_EXAMPLES = 3  # of a day's rows that do not decode
+_LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
+_COMPACTION = 600.0  # seconds to wait for one to end
+
+
+class ExportError(Exception):
+    """Why the export ended before all was done, in one line; the files that are there are whole."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to make of each day. Raises ValueError for an interval that cannot be used."""
+
+    type: str
+    """One of TYPES."""
+    format: str
+    """One of FORMATS."""
+    exact: bool = False
+    """Decimals, not floats."""
+    interval: str | None = None
+    """The length of the candles, for them only: such as 1m, and a part of a day, since days are apart."""
+
+    def __post_init__(self) -> None:
+        if self.interval:
+            _hours_of_whole_candles(self.interval)
+
+    @property
+    def name(self) -> str:
+        """What it is called in the tree and before the user; candles of another length are another thing."""
+        return f"{self.type}-{self.interval}" if self.interval else self.type
+
+    @property
+    def source(self) -> str:
+        """The name of the messages that it is made of."""
+        return _DERIVED.get(self.type, self.type)
+
+    @property
+    def needs_whole_days(self) -> bool:
+        """Whether a day's messages have to be held until the last is there: a candle is made of all its deals."""
+        return self.interval is not None
+
+    @property
+    def schema(self) -> Any:
+        """The columns, a pyarrow.Schema."""
+        return self.derive(decode.schema(decode.TYPES[self.source], exact=self.exact).empty_table()).schema
+
+    def derive(self, messages: pa.Table) -> pa.Table:
+        """Return what is made of a table of messages: any part of a day's, but for candles all of them."""
+        if self.interval:
+            part = _hours_of_whole_candles(self.interval) * _HOUR_MS  # in parts, for it takes twice the deals' memory
+            nothing = decode.candles(messages[:0], self.interval)
+            parts = (decode.candles(deals, self.interval) for _, deals in _split(messages, part))
+            return pa.concat_tables([nothing, *parts])
+        if self.type == "depth-levels":
+            return decode.depth_levels(messages)
+        return decode.top_of_book(messages) if self.type == "top-of-book" else messages
+
+
+@dataclass
+class Result:
+    """What was done, in all; `rows` and `bytes` are those of the files that were written."""
+
+    files: int = 0
+    rows: int = 0
+    bytes: int = 0
+    already_there: int = 0
+    """Days whose files were there, with as many rows as ClickHouse has."""
+    undecoded: int = 0
+    """Rows that do not decode, of the days that were written."""
+    kept: int = 0
+    """Files that stay as they are, for ClickHouse has fewer rows now."""
+
+
+def export(
+    settings: Settings,
+    config: SymbolConfig,
+    job: Job,
+    out: Path,
+    result: Result,
+    *,
+    start: date | None = None,
+    end: date | None = None,
+) -> None:
+    """Export the UTC days from `start` on and before `end` into the tree at `out`; None is as far as there are rows.
+
+    Adds to `result` as it goes. Prints a line for each file, unless there is a bar on the terminal, and on stderr what
+    was left out or is waited for. A table that is being compacted is waited for.
+
+    Raises ExportError and pipeline.client.CLICKHOUSE_ERRORS.
+    """
+    exporter = _Exporter(settings, config, job, out, result)
+    while True:
+        try:
+            exporter.export(start, end)
+        except CLICKHOUSE_ERRORS as error:
+            if not is_missing_table(error):
+                raise
+            _wait_for_table(settings, config["table_name"])
+        else:
+            return
+
+
+def _wait_for_table(settings: Settings, name: str) -> None:
+    """Return once a table is there again that is being compacted. Raises ExportError if none is, or not soon."""
+    full_name = f"{settings.clickhouse_database}.{name}"
+    give_up = time.monotonic() + _COMPACTION
+    is_said = False
+    with _connected(settings) as client:
+        while name not in (found := tables_of(client, settings.clickhouse_database, name)):
+            if not found:
+                raise ExportError(f"Table {full_name} does not exist: run ch_setup.py")
+            if time.monotonic() > give_up:
+                raise ExportError(f"{full_name} is still being compacted; if nobody does that, ch_setup.py finishes it")
+            if not is_said:
+                _warn(f"{full_name} is being compacted: waiting up to {_COMPACTION / 60:.0f} minutes for it")
+            is_said = True
+            time.sleep(1)
+
+
+class _Exporter:
+    """The export of one job for one symbol. Days are numbered from 1970-01-01 on."""
+
+    def __init__(self, settings: Settings, config: SymbolConfig, job: Job, out: Path, result: Result) -> None:
+        self._settings, self._job, self._result = settings, job, result
+        self._symbol, self._table = config["symbol"], config["table_name"]
+        self._directory = out / f"type={job.name}" / f"symbol={self._symbol}"
+
+    def export(self, start: date | None, end: date | None) -> None:
+        low = _number(start) if start else 0
+        high = _number(end) if end else _number(date.max)
+        counted = {day: rows for day, rows in self._count().items() if low <= day < high}
+        if not counted:
+            print(f"{self._symbol}: no {self._job.source} in the time asked for", flush=True)
+            return
+        with _locked(self._directory):
+            todo = {day: rows for day, rows in counted.items() if self._is_to_be_done(day, rows)}
+            self._result.already_there += len(counted) - len(todo)
+            while todo:
+                for day in self._read(todo, counted):
+                    del todo[day]
+
+    def _count(self) -> dict[int, int]:
+        """Return the number of rows of each day that has any."""
+        query = (
+            f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
+            f" FROM {self._settings.clickhouse_database}.{self._table}"
+            f" WHERE mt = '{decode.TYPES[self._job.source]}' GROUP BY day ORDER BY day"
+        )
+        with progress(f"Counting {self._job.source} of {self._symbol}"), _connected(self._settings) as client:
+            return dict(client.execute(query))
+
+    def _is_to_be_done(self, day: int, rows: int) -> bool:
+        path = self._path(day)
+        record = _Record.of(path)
+        if record is None:
+            return True
+        if record.source_rows > rows:
+            _warn(
+                f"{path} is kept: it was made of {record.source_rows:,} rows, and ClickHouse has {rows:,} now; to"
+                " export the day again, move it away"
+            )
+            self._result.kept += 1
+            return False
+        return record.source_rows < rows or record.exact != self._job.exact
+
+    def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
+        """Read the table once and write as many of the days `todo` as there is room for, at least one; return those."""
+        low, high = min(todo), max(todo) + 1
+        total = sum(rows for day, rows in counted.items() if low <= day < high)
+        label = f"Exporting {self._job.name} of {self._symbol}"
+        with (
+            _Files(todo, self._job, self._begin, self._finish) as files,
+            _connected(self._settings) as client,
+            progress(label, total) as advance,
+        ):
+            for batch in self._batches(client, low, high):
+                for day, rows, bad in _by_day(batch):
+                    files.add(day, rows, bad)
+                advance(len(batch.table) + len(batch.bad))
+                if files.are_done:
+                    return files.done
+            day, got = files.first_short()
+            raise ExportError(
+                f"{self._symbol}: of {_date(day)}, ClickHouse counted {todo[day]:,} {self._job.source} and gave"
+                f" {got:,}; try again, the table may have been reset"
+            )
+
+    def _batches(self, client: Client, low: int, high: int) -> Iterator[decode.Batch]:
+        source = self._job.source
+        return decode.read(
+            client,
+            self._settings.clickhouse_database,
+            self._table,
+            decode.TYPES[source],
+            start=_midnight(low),
+            end=_midnight(high),
+            exact=self._job.exact,
+            batch_rows=_BATCH_ROWS.get(source, _OTHER_BATCH_ROWS),
+        )
+
+    def _begin(self, day: int) -> _DayFile:
+        return _DayFile(self._path(day), self._job)
+
+    def _finish(self, day: int, file: _DayFile) -> None:
+        record = file.finish()
+        self._result.files += 1
+        self._result.rows += record.rows
+        self._result.bytes += record.bytes
+        self._result.undecoded += record.undecoded
+        if not sys.stderr.isatty():
+            print(f"{self._path(day)}: {record.rows:,} rows, {human_size(record.bytes)}", flush=True)
+        if record.undecoded:
+            examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
+            _warn(
+                f"{self._symbol}: {record.undecoded:,} of {record.source_rows:,} {self._job.source} on {_date(day)} do"
+                f" not decode and were left out: {examples}"
+            )
+
+    def _path(self, day: int) -> Path:
+        return self._directory / f"date={_date(day)}" / f"part-0.{FORMATS[self._job.format]}"
+
+
+class _Files:
+    """The days `todo` during one reading, each in a file from its first row on until it has as many as it should.
+
+    What was counted is the beginning of what is read: rows that were stored since then follow it. The batch that makes
+    a day whole may hold some of these; they go into the file, and its record has them. Later ones are left for the next
+    export. A day for which there is no room when it comes is left out of this reading.
+    """
+
+    def __init__(
+        self,
+        todo: Mapping[int, int],
+        job: Job,
+        begin: Callable[[int], _DayFile],
+        finish: Callable[[int, _DayFile], None],
+    ) -> None:
+        self.done: set[int] = set()
+        self._todo, self._job, self._begin, self._finish = todo, job, begin, finish
+        self._left_out: set[int] = set()
+        self._open: dict[int, _DayFile] = {}
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._open.values():
+            file.abandon()
+
+    @property
+    def are_done(self) -> bool:
+        """Whether nothing more is to come but what was left out."""
+        return len(self.done) + len(self._left_out) == len(self._todo)
+
+    def first_short(self) -> tuple[int, int]:
+        """Return the first day that is not done, and how many rows it has had."""
+        day = min(self._todo.keys() - self.done - self._left_out)
+        return day, self._open[day].source_rows if day in self._open else 0
+
+    def add(self, day: int, rows: pa.Table, bad: Sequence[BadRow]) -> None:
+        """Take messages of a day: those that decode, and those that do not."""
+        if day not in self._todo or day in self.done or day in self._left_out:
+            return
+        if day not in self._open:
+            if not self._has_room_for(day):
+                self._left_out.add(day)
+                return
+            self._open[day] = self._begin(day)
+        file = self._open[day]
+        file.add(rows, bad)
+        if file.source_rows >= self._todo[day]:
+            self._finish(day, file)
+            self.done.add(day)
+            del self._open[day]
+
+    def _has_room_for(self, day: int) -> bool:
+        if not self._open:
+            return True
+        held = sum(self._todo[each] for each in (*self._open, day)) if self._job.needs_whole_days else 0
+        return len(self._open) < _DAYS_AT_ONCE and held <= _ROWS_AT_ONCE
+
+
+# A day's file
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a file was made of, how, and what it has become."""
+
+    source_rows: int
+    undecoded: int
+    rows: int
+    bytes: int
+    exact: bool
+
+    @classmethod
+    def of(cls, path: Path) -> _Record | None:
+        """Return the record of the file at `path`; None where the file is not there, or not as it was recorded."""
+        try:
+            record = cls(**json.loads(_record_path(path).read_bytes()))
+            return record if record.bytes == path.stat().st_size else None
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"_{path.name}.json")
+
+
+def _aside(path: Path, what: str) -> Path:
+    """Return the name that `path`, or its record, has until it is whole: not in the day's directory, and hidden."""
+    day = path.parent
+    return day.with_name(f".{day.name}.{path.name}.{what}")
+
+
+class _DayFile:
+    """A file that is being written, under another name until it is whole. Raises ExportError if it cannot be."""
+
+    def __init__(self, path: Path, job: Job) -> None:
+        self.source_rows = 0
+        self.bad: list[BadRow] = []
+        """The first of the rows that do not decode."""
+        self._undecoded = self._rows = 0
+        self._held: list[pa.Table] = []
+        self._held_bytes = 0
+        self._path, self._job = path, job
+        schema = job.schema
+        with _writing(path):
+            self._descriptor = os.open(_aside(path, _NEW_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            file = os.fdopen(self._descriptor, "wb", 1 << 20, closefd=False)
+            self._parts = [*_open_writers(job.format, file, schema), file]
+            self._writer = self._parts[0]
+
+    def add(self, rows: pa.Table, bad: Sequence[BadRow]) -> None:
+        """Take messages, those that decode and those that do not."""
+        self.source_rows += len(rows) + len(bad)
+        self._undecoded += len(bad)
+        self.bad += bad[: _EXAMPLES - len(self.bad)]
+        self._held.append(rows if self._job.needs_whole_days else self._job.derive(rows))
+        self._held_bytes += self._held[-1].nbytes
+        if self._held_bytes >= _WRITE_BYTES and not self._job.needs_whole_days:
+            self._write(pa.concat_tables(self._held))
+
+    def finish(self) -> _Record:
+        """Give the file its name once it is on the disk, and return its record."""
+        if self._held:
+            held = pa.concat_tables(self._held)
+            self._write(self._job.derive(held) if self._job.needs_whole_days else held)
+        with _writing(self._path):
+            for part in self._parts:
+                part.close()
+            os.fsync(self._descriptor)
+            size = os.fstat(self._descriptor).st_size
+            record = _Record(self.source_rows, self._undecoded, self._rows, size, self._job.exact)
+            _aside(self._path, _NEW_RECORD).write_text(json.dumps(asdict(record)))
+            self._path.parent.mkdir(exist_ok=True)
+            _record_path(self._path).unlink(missing_ok=True)  # which must not speak for the new file
+            _aside(self._path, _NEW_FILE).replace(self._path)
+            _aside(self._path, _NEW_RECORD).replace(_record_path(self._path))
+            _sync(self._path.parent)
+            _sync(self._path.parent.parent)
+        os.close(self._descriptor)
+        return record
+
+    def abandon(self) -> None:
+        """Remove what was written, as far as it goes."""
+        with suppress(OSError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(
+                nowhere.fileno(), self._descriptor
+            )  # whoever is closed writes what it still holds; the disk may be full
+        for part in self._parts:
+            with suppress(Exception):
+                part.close()
+        with suppress(OSError):
+            os.close(self._descriptor)
+        for what in _UNFINISHED:
+            with suppress(OSError):
+                _aside(self._path, what).unlink()
+
+    def _write(self, table: pa.Table) -> None:
+        self._rows += len(table)
+        self._held, self._held_bytes = [], 0
+        with _writing(self._path):
+            self._writer.write(table.combine_chunks())
+
+
+def _open_writers(format: str, file: Any, schema: pa.Schema) -> list[Any]:
+    """Return what writes tables into `file`, then what that writes through, as far as it has to be closed after it."""
+    if format == "parquet":
+        time, *others = schema.names
+        encoding = {time: "DELTA_BINARY_PACKED"}  # makes a file of deals a third smaller
+        options = {"compression": "zstd", "use_dictionary": others, "column_encoding": encoding}
+        return [pyarrow.parquet.ParquetWriter(file, schema, **options)]
+    if format == "arrow":
+        return [pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))]
+    compressed = pa.CompressedOutputStream(file, "zstd")
+    return [pyarrow.csv.CSVWriter(compressed, schema), compressed]
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into ExportError; ClickHouse's failures are OSErrors, too."""
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Make `directory`, and let no other export write into it. The lock goes with the process."""
+    with ExitStack() as stack:
+        with _writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((directory / ".lock").open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ExportError(f"{directory} is in use: another export is writing into it") from None
+            for what in _UNFINISHED:
+                for leftover in directory.glob(f".date=*.{what}"):  # of an export that was killed
+                    leftover.unlink()
+        yield
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Days and lines
+
+
+def _by_day(batch: decode.Batch) -> Iterator[tuple[int, pa.Table, list[BadRow]]]:
+    """Yield the rows of each day in `batch`, those that decode and those that do not, in the order they have there."""
+    rows = dict(_split(batch.table, _DAY_MS))
+    bad: dict[int, list[BadRow]] = {}
+    for row in batch.bad:
+        bad.setdefault(row.ts_ms // _DAY_MS, []).append(row)
+    for day in sorted({*rows, *bad}):
+        yield day, rows.get(day, batch.table[:0]), bad.get(day, [])
+
+
+def _split(table: pa.Table, length: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yield the rows of each span of `length` milliseconds since the epoch that has any, by its number."""
+    places = pc.divide(table["ts"].cast(pa.int64()), length)
+    found = sorted(pc.unique(places).to_pylist())
+    for place in found:
+        yield place, table if len(found) == 1 else table.filter(pc.equal(places, place))
+
+
+def _hours_of_whole_candles(interval: str) -> int:
+    """Return how many hours of a day hold whole candles of this length. Raises ValueError if not even a day does."""
+    columns = decode.schema(decode.TYPES["deals"])
+    for hours in (1, 2, 3, 4, 6, 8, 12, 24):
+        deal = pa.table({"ts": [hours * _HOUR_MS], "price": [1], "contracts": [1], "side": ["buy"]}).cast(columns)
+        if decode.candles(deal, interval)["start"] == deal["ts"]:
+            return hours
+    raise ValueError(f"candles of {interval} do not fill a day: give such as 1s, 5m, 1h, 1d")
+
+
+def _number(day: date) -> int:
+    return (day - _EPOCH).days
+
+
+def _date(day: int) -> date:
+    return _EPOCH + timedelta(day)
+
+
+def _midnight(day: int) -> datetime:
+    return datetime.combine(_date(day), datetime.min.time(), UTC)
+
+
+def _describe(row: BadRow) -> str:
+    text = row.m if len(row.m) <= 60 else f"{row.m[:60]}..."
+    return f"{datetime.fromtimestamp(row.ts_ms / 1000, UTC).isoformat(' ', 'milliseconds')} {text!r} ({row.reason})"
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[Client]:
+    client = connect(settings, timeout=_LONG)
+    try:
+        yield client
+    finally:
+        client.disconnect()
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

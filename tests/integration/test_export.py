@@ -1,0 +1,660 @@
+"""What export.py writes is what ClickHouse has, whoever reads it, and whatever happens while it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pytest
+
+from config import BTC_CONFIG, load_settings
+from export import main
+from pipeline import decode
+from pipeline import export as module
+from pipeline.client import connect
+from pipeline.export import FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.human import human_size
+from tests.disks import small_disks
+from tests.stack import Process, Stack, free_port, open_stack
+
+DAY = date(2026, 10, 1)
+DAY_MS = 86_400_000
+DEAL = (
+    "concat(toString(60000 + number * 7919 % 1000 / 10), '|', toString(number % 50 + 1), '|', toString(number % 2 + 1))"
+)
+TICKER = "concat(toString(60000 + number % 1000 / 10), '|84063.8|84104|', toString(546882118 + number), '|-0.00007200')"
+DEPTH = "concat('[', toString(60000 + number % 1000 / 10), ',12],[59000.5,3]|[', toString(60200 + number), ',7]')"
+DEADLETTER = """concat(toString(number), ', "quoted", and\\non two lines')"""
+
+# An export that stops and says so when it has read five batches of a thousand rows.
+HELD = """
+import signal, sys
+import export
+from pipeline import decode, export as module
+
+def read(*args, _read=decode.read, **options):
+    for number, batch in enumerate(_read(*args, **options)):
+        if number == 5:
+            print("held", flush=True)
+            signal.pause()  # SIGUSR1 lets it go on
+        yield batch
+
+signal.signal(signal.SIGUSR1, lambda *_: None)
+decode.read = read
+module._OTHER_BATCH_ROWS = 1000
+sys.exit(export.main())
+"""
+
+# An export that tells the most memory it has had, in kilobytes; it reads and writes a megabyte at a time.
+MEASURED = """
+import resource, sys
+import export
+from pipeline import export as module
+
+module._OTHER_BATCH_ROWS = 1000
+module._WRITE_BYTES = 1 << 20
+module._DAYS_AT_ONCE = 4
+code = export.main()
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A ClickHouse for all tests of this file that leave it running."""
+    with open_stack(tmp_path_factory.mktemp("served")) as stack:
+        stack.clickhouse()
+        stack.setup()
+        yield stack
+
+
+@pytest.fixture
+def stack(served: Stack) -> Stack:
+    """The tables are empty."""
+    for table in ("btc", "eth", "sol"):
+        served.query(f"TRUNCATE TABLE mexc_data.{table}")
+    return served
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def fill(
+    stack: Stack, count: int, mt: str = "d", text: str = DEAL, *, first: date = DAY, days: int = 3, table: str = "btc"
+) -> None:
+    """Add rows that are spread evenly over some days, from `first` on."""
+    start = datetime.combine(first, datetime.min.time(), UTC).timestamp() * 1000
+    ts = f"fromUnixTimestamp64Milli(toInt64({start:.0f} + number * {days * DAY_MS / count}))"
+    stack.query(f"INSERT INTO mexc_data.{table} SELECT {ts}, '{mt}', {text} FROM numbers({count}) ORDER BY number")
+
+
+class Ran(NamedTuple):
+    """The exit code of export.py, and what it printed."""
+
+    code: int
+    lines: list[str]
+    errors: list[str]
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run export.py in this process; for deals of btc into `out`, unless its arguments say otherwise."""
+
+    def run(*arguments: object, **env: object) -> Ran:
+        symbols = [] if arguments and not str(arguments[0]).startswith("-") else ["btc"]
+        kind = [] if "--type" in arguments else ["--type", "deals"]
+        command = ["export.py", *symbols, *arguments, *kind, "--out", out]
+        monkeypatch.setattr(sys, "argv", [str(argument) for argument in command])
+        for name, value in (stack.env | env).items():
+            monkeypatch.setenv(name, str(value))
+        try:
+            code = main()
+        except SystemExit as end:  # of argparse
+            code = int(str(end.code))
+        printed = capsys.readouterr()
+        return Ran(code, printed.out.splitlines(), printed.err.splitlines())
+
+    return run
+
+
+def file_of(out: Path, day: date = DAY, type: str = "deals", format: str = "parquet") -> Path:
+    return out / f"type={type}/symbol=BTC_USDT/date={day}/part-0.{FORMATS[format]}"
+
+
+def files(out: Path) -> list[str]:
+    """Return the files of the tree, but for the locks."""
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def record_of(path: Path) -> Path:
+    return path.with_name(f"_{path.name}.json")
+
+
+def read(out: Path, type: str = "deals", format: str = "parquet") -> pa.Table:
+    """Return all files of a type, with the columns that the directories' names stand for."""
+    directory = out / f"type={type}"
+    if format != "csv":
+        return pyarrow.dataset.dataset(directory, format=format, partitioning="hive").to_table()
+    return pa.concat_tables(pyarrow.csv.read_csv(path) for path in sorted(directory.rglob("part-*")))
+
+
+def numbers(day: date, *figures: float) -> tuple[date, int, int, int, int]:
+    """Return what the readers say of a day: its rows, contracts and buys are whole numbers, prices have a decimal."""
+    count, prices, contracts, buys = figures
+    return day, round(count), round(prices * 10), round(contracts), round(buys)
+
+
+def counted_by_clickhouse(stack: Stack) -> list[tuple[date, int, int, int, int]]:
+    """Return the figures of each day's deals, from what is stored."""
+    found = stack.query(
+        "WITH splitByChar('|', m) AS f"
+        " SELECT toDate(ts, 'UTC') AS day, count(), sum(toDecimal64(f[1], 4)), sum(toInt64(f[2])), countIf(f[3] = '1')"
+        " FROM mexc_data.btc WHERE mt = 'd' GROUP BY day ORDER BY day"
+    )
+    return [numbers(day, *map(float, figures)) for day, *figures in found]
+
+
+FIGURES = "count(*), sum(price), sum(contracts), sum(CASE WHEN side = 'buy' THEN 1 ELSE 0 END)"
+
+
+def by_pandas(stack: Stack, out: Path, format: str) -> Any:
+    for path in sorted(out.rglob("part-*")):
+        day = date.fromisoformat(path.parent.name.removeprefix("date="))
+        if format == "parquet":
+            frame = pd.read_parquet(path)
+        elif format == "arrow":
+            frame = pd.read_feather(path)
+        else:
+            frame = pd.read_csv(pa.input_stream(path), parse_dates=["ts"])
+        assert str(frame["ts"].dt.tz) == "UTC"
+        assert set(frame["ts"].dt.date) == {day}
+        yield day, len(frame), frame["price"].sum(), frame["contracts"].sum(), (frame["side"] == "buy").sum()
+
+
+def by_duckdb(stack: Stack, out: Path, format: str) -> Any:
+    source = f"'{out}/**/*.{FORMATS[format]}'"
+    if format == "arrow":
+        arrow = read(out, format="arrow")
+        source = "arrow"
+        assert arrow.num_rows
+    return duckdb.execute(
+        f"SELECT CAST(date AS DATE) AS day, {FIGURES} FROM {source} GROUP BY day ORDER BY day"
+    ).fetchall()
+
+
+def by_clickhouse(stack: Stack, out: Path, format: str) -> Any:
+    name = {"parquet": "Parquet", "csv": "CSVWithNames", "arrow": "Arrow"}[format]
+    source = f"file('{out}/**/*.{FORMATS[format]}', '{name}')"
+    return stack.query(f"SELECT toDate(ts, 'UTC') AS day, {FIGURES} FROM {source} GROUP BY day ORDER BY day")
+
+
+@pytest.mark.parametrize("reader", [by_pandas, by_duckdb, by_clickhouse])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_reader_finds_what_clickhouse_has(stack: Stack, run: Run, out: Path, format: str, reader: Any) -> None:
+    fill(stack, 9_000)
+    exported = run("--format", format)
+    assert exported.code == 0, exported
+    expected = counted_by_clickhouse(stack)
+    assert [count for _, count, *_ in expected] == [3000, 3000, 3000]
+    assert [numbers(day, *map(float, figures)) for day, *figures in reader(stack, out, format)] == expected
+
+
+def test_pandas_and_duckdb_read_the_tree_as_one_table(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 3_000)
+    fill(stack, 30, table="eth")
+    assert run("all").code == 0
+    frame = pd.read_parquet(out / "type=deals")
+    assert frame.groupby(["symbol", "date"], observed=True).size().to_dict() == {
+        (symbol, str(DAY + timedelta(day))): count
+        for symbol, count in (("BTC_USDT", 1000), ("ETH_USDT", 10))
+        for day in range(3)
+    }
+    sql = f"SELECT symbol, count(*) FROM '{out}/**/*.parquet' WHERE date > '{DAY}' GROUP BY symbol ORDER BY symbol"
+    assert duckdb.execute(sql).fetchall() == [("BTC_USDT", 2000), ("ETH_USDT", 20)]
+
+
+def decoded(stack: Stack, mt: str, *, exact: bool = False) -> pa.Table:
+    settings = load_settings(stack.env, dotenv=None)
+    with connect(settings) as client:
+        batches = list(decode.read(client, settings.clickhouse_database, "btc", mt, exact=exact))
+    return pa.concat_tables(batch.table for batch in batches)
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["floats", "decimals"])
+@pytest.mark.parametrize("type", TYPES)
+def test_each_type_is_what_is_decoded(stack: Stack, run: Run, out: Path, type: str, exact: bool) -> None:
+    texts = {"t": TICKER, "d": DEAL, "dp": DEPTH, "dl": DEADLETTER}
+    for mt, text in texts.items():
+        fill(stack, 500, mt, text, days=2)
+    exported = run("--type", type, *["--exact"] * exact)
+    assert exported.code == 0, exported
+    job = Job(type, "parquet", exact, "1m" if type == "candles" else None)
+    expected = job.derive(decoded(stack, decode.TYPES[job.source], exact=exact))
+    found = read(out, job.name)
+    assert expected.num_rows > 0
+    assert (
+        found.drop_columns(["symbol", "date"])
+        .sort_by(expected.column_names[0])
+        .equals(expected.sort_by(expected.column_names[0]))
+    )
+    times = found[expected.column_names[0]]
+    assert pc.all(pc.equal(pc.strftime(times, "%Y-%m-%d"), found["date"])).as_py()
+
+
+def test_decimals_have_the_digits_that_are_stored(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 10, text="'0.1000000000000000055511151231257827|9007199254740993|2'")
+    fill(stack, 10, text="'0.100000000000000005|9007199254740993|2'")
+    assert run("--exact", "--format", "csv").code == 0
+    types = {"price": pa.string(), "contracts": pa.string()}
+    rows = pyarrow.csv.read_csv(
+        file_of(out, format="csv"), convert_options=pyarrow.csv.ConvertOptions(column_types=types)
+    ).to_pylist()
+    assert {(row["price"], row["contracts"], row["side"]) for row in rows} == {
+        ("0.100000000000000005", "9007199254740993.000000000000000000", "sell")
+    }
+
+
+def test_candles_of_another_length_are_another_type(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 30_000)
+    assert run("--type", "candles").code == 0
+    assert run("--type", "candles", "--interval", "6h").code == 0
+    assert read(out, "candles-1m").num_rows == 3 * 1440
+    candles = read(out, "candles-6h")
+    assert candles.num_rows == 3 * 4
+    assert pc.sum(candles["deals"]).as_py() == pc.sum(read(out, "candles-1m")["deals"]).as_py() == 30_000
+
+
+def test_days_from_one_up_to_another_without_that(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 500, days=5)
+    assert run("--from", "2026-10-02", "--to", "2026-10-04").code == 0
+    assert [path for path in files(out) if path.endswith("parquet")] == [
+        f"type=deals/symbol=BTC_USDT/date=2026-10-0{day}/part-0.parquet" for day in (2, 3)
+    ]
+
+
+def test_what_is_there_is_not_done_again(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 300)
+    first = run()
+    assert first.code == 0
+    sizes = [file_of(out, DAY + timedelta(day)).stat().st_size for day in range(3)]
+    assert first.lines == [
+        *(f"{file_of(out, DAY + timedelta(day))}: 100 rows, {human_size(size)}" for day, size in enumerate(sizes)),
+        f"3 files written to {out}, 300 rows, {human_size(sum(sizes))}",
+    ]
+    before = {path: path.stat().st_ino for path in out.rglob("part-*")}
+    second = run()
+    assert second.code == 0
+    assert second.lines == [f"0 files written to {out}, 0 rows, 0B; 3 days there already"]
+    assert {path: path.stat().st_ino for path in out.rglob("part-*")} == before
+
+
+def test_days_that_have_grown_are_done_again_and_no_others(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 400, days=4)
+    assert run().code == 0
+    fill(stack, 1, days=1)  # filled in late
+    stack.query(f"INSERT INTO mexc_data.btc VALUES ('{DAY + timedelta(3)} 23:59:59.999', 'd', '1|1|1')")
+    stack.query(f"INSERT INTO mexc_data.btc VALUES ('{DAY + timedelta(1)} 23:59:59.999', 't', 'of no interest')")
+    again = run()
+    assert again.code == 0
+    assert [line.split()[0] for line in again.lines[:-1]] == [
+        f"{file_of(out, DAY + timedelta(day))}:" for day in (0, 3)
+    ]
+    assert again.lines[-1].endswith("; 2 days there already")
+    assert read(out).num_rows == 402
+
+
+def test_a_day_is_done_again_if_its_file_is_not_the_one_that_was_written(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 500, days=5)
+    assert run().code == 0
+    days = [DAY + timedelta(day) for day in range(5)]
+    records = [record_of(file_of(out, day)) for day in days]
+    file_of(out, days[0]).unlink()
+    file_of(out, days[1]).write_bytes(b"PAR1")
+    records[2].unlink()
+    records[3].write_text("")
+    again = run()
+    assert again.code == 0
+    assert [line.split()[0] for line in again.lines[:-1]] == [f"{file_of(out, day)}:" for day in days[:4]]
+    assert read(out).num_rows == 500
+
+
+def test_days_are_done_again_with_other_numbers(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 300)
+    assert run().code == 0
+    assert run("--exact").lines[-1].startswith("3 files written")
+    assert pa.types.is_decimal(read(out).schema.field("price").type)
+    assert run("--exact").lines[-1].startswith("0 files written")
+
+
+def test_a_file_does_not_give_way_to_one_of_fewer_rows(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 300)
+    assert run().code == 0
+    stack.query("TRUNCATE TABLE mexc_data.btc")
+    fill(stack, 200, days=1)
+    stack.query(f"INSERT INTO mexc_data.btc VALUES ('{DAY + timedelta(1)} 00:00:00', 'd', '1|1|1')")
+    again = run()
+    assert again.code == 1
+    kept = file_of(out, DAY + timedelta(1))
+    line = f"{kept} is kept: it was made of 100 rows, and ClickHouse has 1 now; to export the day again, move it away"
+    assert again.errors == [line]
+    assert again.lines[-1].endswith("; 1 file kept, made of more rows than ClickHouse has now")
+    assert read(out).num_rows == 200 + 100 + 100
+
+
+def test_rows_that_do_not_decode_are_reported_with_their_times(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 100, days=1)
+    stack.query(
+        "INSERT INTO mexc_data.btc SELECT toDateTime64('2026-10-01 12:00:00.007', 3, 'UTC') + number, 'd', '1|2'"
+        " FROM numbers(5)"
+    )
+    exported = run()
+    assert exported.code == 0
+    (line,) = exported.errors
+    assert line.startswith(
+        "BTC_USDT: 5 of 105 deals on 2026-10-01 do not decode and were left out: 2026-10-01 12:00:00.007+00:00 '1|2' ("
+    )
+    assert line.count("'1|2'") == 3
+    assert line.endswith("; ...")
+    assert exported.lines[-1].endswith("; 5 rows left out, not decodable")
+    record = json.loads(record_of(file_of(out)).read_text())
+    assert (record["source_rows"], record["undecoded"], record["rows"], read(out).num_rows) == (105, 5, 100, 100)
+    assert run().lines[-1].startswith("0 files written")
+
+
+def test_a_day_of_which_nothing_decodes_is_an_empty_file(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 10, "dp", "'?'", days=1)
+    for type in ("depth", "depth-levels", "top-of-book"):
+        assert run("--type", type).code == 0
+        assert pd.read_parquet(file_of(out, type=type)).empty
+
+
+# What goes on meanwhile
+
+
+def export_here(stack: Stack, out: Path, job: Job | None = None) -> Result:
+    """Export btc in this process, its deals if nothing else is said."""
+    result = Result()
+    export(load_settings(stack.env, dotenv=None), BTC_CONFIG, job or Job("deals", "parquet"), out, result)
+    return result
+
+
+def after_counting(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
+    count = module._Exporter._count
+
+    def count_then_do(self: Any) -> dict[int, int]:
+        found = count(self)
+        do(found)
+        return found
+
+    monkeypatch.setattr(module._Exporter, "_count", count_then_do)
+
+
+def test_rows_that_come_meanwhile_are_not_lost(stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OTHER_BATCH_ROWS", 1000)
+    fill(stack, 3_500, days=1)
+    after_counting(monkeypatch, lambda _: fill(stack, 5_000, days=1))
+    export_here(stack, out)
+    stored = stack.query("SELECT m FROM mexc_data.btc SETTINGS max_threads = 1")
+    prices = [float(m.split("|")[0]) for (m,) in stored]
+    assert read(out)["price"].to_pylist() == prices[:4_000], "to the end of the batch with the last row counted"
+    monkeypatch.undo()
+    export_here(stack, out)
+    assert read(out)["price"].to_pylist() == prices
+
+
+@pytest.mark.parametrize("whole", [0, 2], ids=["the first", "the last"])
+def test_a_day_that_is_not_as_it_was_counted_gets_no_file(
+    stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    fill(stack, 30)
+    day = (DAY - date(1970, 1, 1)).days
+
+    def expect_more(counted: dict[int, int]) -> None:
+        counted[day + 1] += 1
+
+    after_counting(monkeypatch, expect_more)
+    with pytest.raises(
+        ExportError, match=r"^BTC_USDT: of 2026-10-02, ClickHouse counted 11 deals and gave 10; try again"
+    ):
+        export_here(stack, out)
+    assert [path for path in files(out) if not path.endswith("json")] == [
+        f"type=deals/symbol=BTC_USDT/date=2026-10-0{day}/part-0.parquet" for day in (1, 3)
+    ]
+
+
+@pytest.mark.parametrize("type", ["deals", "candles"])
+def test_days_in_any_order_take_as_many_readings_as_there_is_room_for(
+    stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch, type: str
+) -> None:
+    monkeypatch.setattr(module, "_OTHER_BATCH_ROWS", 10)
+    monkeypatch.setattr(module, "_DAYS_AT_ONCE", 3 if type == "deals" else 100)
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 350)  # of 100 a day
+    fill(stack, 1_000, text="'60000|1|1'", days=10)
+    stack.query("CREATE TABLE mexc_data.shuffled AS mexc_data.btc ENGINE = StripeLog")
+    stack.query("INSERT INTO mexc_data.shuffled SELECT * FROM mexc_data.btc ORDER BY cityHash64(ts)")
+    stack.query("TRUNCATE TABLE mexc_data.btc")
+    stack.query("INSERT INTO mexc_data.btc SELECT * FROM mexc_data.shuffled")
+    stack.query("DROP TABLE mexc_data.shuffled SYNC")
+    readings = []
+    read_once = decode.read
+
+    def count_readings(*args: Any, **options: Any) -> Any:
+        readings.append(args)
+        return read_once(*args, **options)
+
+    monkeypatch.setattr(decode, "read", count_readings)
+    job = Job(type, "parquet", interval="1h" if type == "candles" else None)
+    assert export_here(stack, out, job).files == 10
+    assert len(readings) == 4
+    found = read(out, job.name)
+    assert (found.num_rows if type == "deals" else pc.sum(found["deals"]).as_py()) == 1_000
+
+
+def held(stack: Stack, out: Path, *options: object) -> Process:
+    """Start an export of 3,000 deals on one day and 7,000 on the next; it stops after 5,000 of them."""
+    fill(stack, 3_000, days=1)
+    fill(stack, 7_000, first=DAY + timedelta(1), days=1)
+    process = stack.start("-c", HELD, "btc", "--type", "deals", "--out", out, *options)
+    process.wait_for("^held$")
+    return process
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_after_a_kill_only_whole_files_have_names_and_the_next_does_the_rest(
+    stack: Stack, run: Run, out: Path, format: str
+) -> None:
+    process = held(stack, out, "--format", format)
+    assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert file_of(out, format=format).exists()
+    leftovers = list(out.rglob("*.tmp"))
+    assert [path.name for path in leftovers] == [f".date={DAY + timedelta(1)}.part-0.{FORMATS[format]}.tmp"]
+    assert read(out, format=format).num_rows == 3_000
+    again = run("--format", format)
+    assert again.code == 0
+    assert again.lines[-1].startswith("1 file written")
+    assert again.lines[-1].endswith("; 1 day there already")
+    assert not leftovers[0].exists()
+    assert read(out, format=format).num_rows == 10_000
+
+
+def test_a_leftover_of_a_day_that_is_not_asked_for_goes_too(stack: Stack, run: Run, out: Path) -> None:
+    held(stack, out).stop(signal.SIGKILL)
+    assert run("--to", DAY + timedelta(1)).code == 0
+    assert [path for path in files(out) if path.endswith("tmp")] == []
+
+
+def test_ctrl_c_leaves_what_is_whole_and_nothing_else(stack: Stack, out: Path) -> None:
+    process = held(stack, out)
+    assert process.stop(signal.SIGINT) == 130
+    assert process.lines[-1] == "held"
+    assert files(out) == [str(path.relative_to(out)) for path in (record_of(file_of(out)), file_of(out))]
+
+
+def test_two_exports_do_not_write_the_same_files(stack: Stack, run: Run, out: Path) -> None:
+    first = held(stack, out)
+    second = run()
+    assert second.code == 1
+    assert second.errors == [f"{file_of(out).parent.parent} is in use: another export is writing into it"]
+    assert run("--type", "candles").code == 0
+    first.stop(signal.SIGKILL)
+    assert run().code == 0
+
+
+def test_a_server_that_dies_is_one_line_and_no_half_file(tmp_path: Path, out: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        server = stack.clickhouse()
+        stack.setup()
+        fill(stack, 3_000, days=1)
+        long = "concat('60000.', repeat('0', 1000), '|1|1')"  # so that not all of it is on its way
+        fill(stack, 30_000, "d", long, first=DAY + timedelta(1), days=1)
+        process = stack.start("-c", HELD, "btc", "--type", "deals", "--out", out)
+        process.wait_for("^held$")
+        server.stop(signal.SIGKILL)
+        assert process.stop(signal.SIGUSR1) == 1
+        assert len(process.lines) == 3
+        assert re.search(
+            r"^ClickHouse at 127.0.0.1:\d+ (broke off the connection|cannot be reached)", process.lines[-1]
+        )
+        assert [path for path in files(out) if "_part" not in path] == [str(file_of(out).relative_to(out))]
+
+
+# What a user may get wrong, or the machine
+
+
+def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 10, days=1, table="eth")
+    exported = run("sol", "ETH_USDT", "BTC")
+    assert exported.code == 0
+    assert [line for line in exported.lines if ": no " in line] == [
+        "BTC_USDT: no deals in the time asked for",
+        "SOL_USDT: no deals in the time asked for",
+    ]
+    assert [path.name for path in (out / "type=deals").iterdir()] == ["symbol=ETH_USDT"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--type", "trades"], "argument --type: invalid choice: 'trades'"),
+        (["--format", "xlsx"], "argument --format: invalid choice: 'xlsx'"),
+        (["--from", "yesterday"], "argument --from: yesterday is no date: give such as 2026-10-01"),
+        (["--from", "2026-10-02", "--to", "2026-10-02"], "--from 2026-10-02 is not before --to 2026-10-02"),
+        (["--interval", "1m"], "--interval is for candles only"),
+        (["--type", "candles", "--interval", "soon"], "'soon' is no interval"),
+        (["--type", "candles", "--interval", "7m"], "candles of 7m do not fill a day"),
+        (["--type", "candles", "--interval", "2d"], "candles of 2d do not fill a day"),
+        (["xrp"], "There is no symbol xrp in config.py: give some of btc (BTC_USDT), "),
+    ],
+)
+def test_an_argument_that_cannot_be_used(run: Run, out: Path, arguments: list[str], line: str) -> None:
+    exported = run(*arguments)
+    assert exported.code == 2
+    assert exported.errors[-1].removeprefix("export.py: error: ").startswith(line)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("env", "code", "line"),
+    [
+        ({"CLICKHOUSE_PASSWORD": "wrong"}, 1, " refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"),
+        ({"CLICKHOUSE_DATABASE": "other"}, 1, "Table other.btc does not exist: run ch_setup.py"),
+        ({"CLICKHOUSE_DATABASE": "a-b"}, 2, "CLICKHOUSE_DATABASE=a-b cannot be used: "),
+    ],
+)
+def test_a_setting_that_does_not_fit(run: Run, out: Path, env: dict[str, str], code: int, line: str) -> None:
+    exported = run(**env)
+    assert exported.code == code
+    (found,) = exported.errors
+    assert line in found
+
+
+def test_a_server_that_is_down(run: Run, out: Path) -> None:
+    port = free_port()
+    exported = run(CLICKHOUSE_PORT=port)
+    assert exported.code == 1
+    assert exported.errors == [f"ClickHouse at 127.0.0.1:{port} cannot be reached: connection refused"]
+
+
+def test_a_table_that_is_being_compacted_is_waited_for(stack: Stack, out: Path) -> None:
+    fill(stack, 300)
+    stack.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_0123abcd")
+    try:
+        process = stack.start("export.py", "btc", "--type", "deals", "--out", out)
+        process.wait_for("^mexc_data.btc is being compacted: waiting up to 10 minutes for it$")
+    finally:
+        stack.query("RENAME TABLE mexc_data.btc_compacting_0123abcd TO mexc_data.btc")
+    assert process.wait() == 0
+    assert read(out).num_rows == 300
+
+
+def test_a_table_that_stays_away_is_not_waited_for_without_end(
+    stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_COMPACTION", 0)
+    stack.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_0123abcd")
+    try:
+        with pytest.raises(ExportError, match=r"^mexc_data.btc is still being compacted; if nobody does"):
+            export_here(stack, out)
+    finally:
+        stack.query("RENAME TABLE mexc_data.btc_compacting_0123abcd TO mexc_data.btc")
+
+
+def test_a_place_that_cannot_be_written_to(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 10)
+    out.write_text("a file")
+    exported = run()
+    assert exported.code == 1
+    assert exported.errors == [f"{file_of(out).parent.parent} cannot be written: not a directory"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
+    stack: Stack, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    fill(stack, 10, "dl", days=1)
+    fill(stack, 12_000, "dl", "randomPrintableASCII(1000)", first=DAY + timedelta(1), days=1)
+    out = tmp_path / "disk"
+    with small_disks("8m", out) as disks:
+        monkeypatch.setattr(stack, "prefix", disks.prefix)
+        exported = stack.run("export.py", "btc", "--type", "dead-letters", "--format", format, "--out", out)
+        assert exported.wait() == 1
+        second = file_of(out, DAY + timedelta(1), "dead-letters", format)
+        assert exported.lines[1:] == [f"{second} cannot be written: no space left on device"]
+        first = file_of(out, DAY, "dead-letters", format)
+        assert files(disks.seen(out)) == [str(path.relative_to(out)) for path in (record_of(first), first)]
+
+
+def test_memory_does_not_depend_on_how_many_rows_there_are_and_in_which_order(stack: Stack, out: Path) -> None:
+    """100 MB of dead letters, of more days all at once than are written at the same time."""
+
+    def peak(directory: Path) -> int:
+        process = stack.run("-c", MEASURED, "btc", "--type", "dead-letters", "--out", directory)
+        assert process.wait() == 0, process.output
+        return int(process.wait_for(r"^peak (\d+)$")[1])
+
+    text = "concat(toString(number), repeat('x', 1000))"
+    fill(stack, 5_000, "dl", text, days=5)
+    few = peak(out / "few")
+    for _ in range(19):
+        fill(stack, 5_000, "dl", text, days=5)
+    many = peak(out / "many")
+    assert read(out / "many", "dead-letters").num_rows == 100_000
+    assert many - few < 50_000
