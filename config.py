@@ -88,6 +88,8 @@ class Settings:
     flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
     max_batch_rows: int = 10_000  # most rows of one INSERT when catching up
     compact_blocks: int = 50_000  # small blocks, after which a collector rewrites its table into big ones; 0: never
+    metrics_port: int = 0  # where a collector serves Prometheus; 0: nowhere
+    metrics_host: str = "127.0.0.1"  # the address of this machine to serve it at
 
 
 def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None = PROJECT / ".env") -> Settings:
@@ -141,6 +143,7 @@ _LIMITS = {
     "flush_interval": (0, 3600),
     "max_batch_rows": (1, 1e6),
     "compact_blocks": (0, 1e9),
+    "metrics_port": (0, 65535),
 }
 
 

@@ -76,6 +76,7 @@ check_settings() {
     die "VPN_SERVER=$VPN_SERVER is not the name of a NordVPN server, as us1234.nordvpn.com"
   [[ ${VPN_DNS:-1.1.1.1} =~ ^[0-9.]+([ ,]+[0-9.]+)*$ ]] || die "VPN_DNS=$VPN_DNS is not a list of IPv4 addresses"
   [[ ${CLICKHOUSE_PORT:-9000} =~ ^[0-9]+$ ]] || die "CLICKHOUSE_PORT=$CLICKHOUSE_PORT is not a port"
+  [[ ${METRICS_PORT:-0} =~ ^(0|[1-9][0-9]{0,4})$ ]] || die "METRICS_PORT=$METRICS_PORT is not a port"
   [[ -z ${VPN_CONFIG:-} || -r $VPN_CONFIG ]] || die "VPN_CONFIG=$VPN_CONFIG cannot be read: is it mounted?"
   [[ -n $username && -n $password || -z $username$password ]] ||
     die "NORDVPN_USER and NORDVPN_PASS: one is set without the other"

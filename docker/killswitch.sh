@@ -12,12 +12,17 @@ clickhouse_subnet=""
 
 # killswitch [RULE]: replace the rules. RULE is what root, besides, may send outside the tunnel, as nft writes it.
 # No rule for leaving looks at "established": a connection made through the tunnel must not go on without it.
+# The collector's metrics answer those who ask from ClickHouse's network, and never through the tunnel.
 # Rules that cannot be loaded end everything: with credentials, nothing ever runs unprotected.
 killswitch() {
   root_rule=$1
-  local clickhouse_rule=""
+  local clickhouse_rule="" metrics_rule="" metrics_answer=""
   if [[ -n $clickhouse_subnet ]]; then
     clickhouse_rule="ip daddr $clickhouse_subnet tcp dport ${CLICKHOUSE_PORT:-9000} accept"
+    if ((${METRICS_PORT:-0})); then
+      metrics_rule="iifname != \"$TUNNEL\" ip saddr $clickhouse_subnet tcp dport $METRICS_PORT accept"
+      metrics_answer="ip daddr $clickhouse_subnet tcp sport $METRICS_PORT ct direction reply accept"
+    fi
   fi
   nft -f - <<RULES || die "no kill switch, so no collector: the rules cannot be loaded (cap_add: NET_ADMIN is needed)"
 table inet vpn
@@ -27,6 +32,7 @@ table inet vpn {
     type filter hook input priority 0; policy drop;
     iifname "lo" accept
     ct state established,related accept
+    $metrics_rule
   }
   chain forward {
     type filter hook forward priority 0; policy drop;
@@ -37,6 +43,7 @@ table inet vpn {
     meta skuid != 0 ip daddr 127.0.0.11 drop
     oifname { "lo", "$TUNNEL" } accept
     $clickhouse_rule
+    $metrics_answer
     $root_rule
   }
 }

@@ -23,7 +23,7 @@ from pipeline.gaps import Gaps
 from pipeline.health import Heartbeat
 from pipeline.journal import Journal, JournalError, JournalFull
 from pipeline.messages import Row, parse_frame
-from pipeline.stats import Stats
+from pipeline.stats import ErrorKind, Stats
 from pipeline.table import APPEND_ERRORS, TABLE_ERRORS, Table, TableMissing
 
 EXIT_STOPPED, EXIT_ERRORS, EXIT_CONFIG = 0, 1, 2
@@ -50,7 +50,23 @@ def collect(config: SymbolConfig) -> int:
     except (ConfigError, JournalError) as error:
         say(str(error))
         return EXIT_CONFIG
-    return _Collector(config, settings, journal).run()
+    collector = _Collector(config, settings, journal)
+    if settings.metrics_port:
+        try:
+            collector.serve_metrics()
+        except OSError as error:
+            say(
+                f"METRICS_PORT={settings.metrics_port} at {settings.metrics_host} cannot be used: {error.strerror};"
+                " each collector on a machine needs a port of its own"
+            )
+            return EXIT_CONFIG
+    return collector.run()
+
+
+def _channels(methods: list[str]) -> list[str]:
+    """Return the channels of the frames that a session with these subscriptions consists of."""
+    names = [method.removeprefix("sub.") for method in methods]
+    return [*(f"push.{name}" for name in names), *(f"rs.sub.{name}" for name in names), "rs.error", "pong"]
 
 
 def say(line: str) -> None:
@@ -67,8 +83,9 @@ class _Collector(FeedEvents):
         self._settings = settings
         self._journal = journal
         self._journal_full = False
-        self._stats = Stats(self._symbol, config["table_name"])
-        self._table = Table(settings, config["table_name"], journal, say)
+        self._table_name = config["table_name"]
+        self._stats = Stats(self._symbol, self._table_name, _channels(self._methods))
+        self._table = Table(settings, self._table_name, journal, say)
         self._feed = Feed(
             settings.mexc_ws_url,
             config["subscriptions"],
@@ -77,13 +94,20 @@ class _Collector(FeedEvents):
             stale_timeout=settings.stale_timeout,
         )
         self._gaps = Gaps(settings.mexc_ws_url, self._symbol, journal, say)
-        self._heartbeat = Heartbeat(settings, config["table_name"], journal)
-        self._failures: Counter[str] = Counter()  # consecutive ones, by kind
+        self._heartbeat = Heartbeat(settings, self._table_name, journal)
+        self._failures: Counter[ErrorKind] = Counter()  # consecutive ones, by kind
         self._signals = 0
         self._exit_code = EXIT_STOPPED
         self._last_words = ""
         self._ending = threading.Event()  # nothing more is read
         self._ended = threading.Event()  # nothing more is sent
+
+    def serve_metrics(self) -> None:
+        """Serve this collector's figures to Prometheus. Raises OSError where METRICS_PORT cannot be used."""
+        from pipeline.metrics import Metrics  # what it imports takes memory, so only where it is wanted
+
+        metrics = Metrics(self._symbol, self._table_name, self._stats, self._journal, self._heartbeat, self._table)
+        metrics.serve(self._settings)
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -121,14 +145,14 @@ class _Collector(FeedEvents):
         self._exit_code, self._last_words = exit_code, line
         self._ending.set()
 
-    def _failed(self, kind: str, line: str) -> None:
+    def _failed(self, kind: ErrorKind, line: str) -> None:
         say(line)
-        self._stats.error()
+        self._stats.error(kind)
         self._failures[kind] += 1
         if self._failures[kind] == self._settings.max_error_count:
             self._end(EXIT_ERRORS, f"Giving up after {self._failures[kind]} consecutive errors ({kind})")
 
-    def _succeeded(self, *kinds: str) -> None:
+    def _succeeded(self, *kinds: ErrorKind) -> None:
         if self._failures:
             for kind in kinds:
                 self._failures.pop(kind, None)
@@ -137,6 +161,7 @@ class _Collector(FeedEvents):
 
     def frame(self, raw: str | bytes) -> bool:
         message = parse_frame(raw, self._symbol, time.time_ns() // 1_000_000)
+        self._stats.frame(message.channel)
         if message.rows:
             self._keep(message.rows)
         if message.is_market_data:
@@ -153,6 +178,7 @@ class _Collector(FeedEvents):
         return message.is_market_data
 
     def connected(self) -> None:
+        self._stats.connection(is_up=True)
         self._succeeded("failed connect")
         self._unconfirmed = set(self._methods)
         self._gaps.connected()
@@ -161,6 +187,7 @@ class _Collector(FeedEvents):
         self._failed("failed connect", line)
 
     def dropped(self, line: str) -> None:
+        self._stats.connection(is_up=False)
         self._failed("dropped connection", line)
 
     def _keep(self, rows: list[Row]) -> None:

@@ -382,8 +382,12 @@ class AutoCompaction:
         self._full_name = f"{settings.clickhouse_database}.{name}"
         self._limit = settings.compact_blocks
         self._say = say
-        self._small_blocks: int | None = None
-        self._took = 0.0  # seconds, the last time
+        self.small_blocks: int | None = None
+        """How many blocks the table has beyond those of a compacted one; None where they were not counted yet."""
+        self.compactions = 0
+        """How often it has compacted the table."""
+        self.took = 0.0
+        """Seconds that the last compaction took."""
         self._not_before = 0.0  # on the monotonic clock
         self._has_warned = False
 
@@ -398,12 +402,12 @@ class AutoCompaction:
             return True
         started = time.monotonic()
         try:
-            if self._small_blocks is None:
-                self._small_blocks = 0  # if counting fails, those that come have to do
-                self._small_blocks = self._count_small_blocks()
+            if self.small_blocks is None:
+                self.small_blocks = 0  # if counting fails, those that come have to do
+                self.small_blocks = self._count_small_blocks()
             else:
-                self._small_blocks += 1
-            if self._small_blocks <= self._limit or not self._is_time():
+                self.small_blocks += 1
+            if self.small_blocks <= self._limit or not self._is_time():
                 return True
             for step in compact(self._settings, self._name):
                 if step.done in (0, 1):
@@ -416,17 +420,18 @@ class AutoCompaction:
             self._wait(max(_RETRY, _SHARE * (time.monotonic() - started)))
             self._has_warned = True  # it was just said
             return False
-        self._small_blocks = 0
-        self._took = time.monotonic() - started
-        self._wait(_SHARE * self._took)
+        self.small_blocks = 0
+        self.compactions += 1
+        self.took = time.monotonic() - started
+        self._wait(_SHARE * self.took)
         return True
 
     def _is_time(self) -> bool:
         wait = self._not_before - time.monotonic()
         if wait > 0 and not self._has_warned:
             self._say(
-                f"WARNING: {self._full_name} grows fragmented: it holds {self._small_blocks:,} small blocks, and the"
-                f" next compaction waits {wait:.0f} s, the last took {self._took:.0f} s and a twentieth of the time is"
+                f"WARNING: {self._full_name} grows fragmented: it holds {self.small_blocks:,} small blocks, and the"
+                f" next compaction waits {wait:.0f} s, the last took {self.took:.0f} s and a twentieth of the time is"
                 " the most for it; raise FLUSH_INTERVAL, so that rows share blocks"
             )
             self._has_warned = True

@@ -49,6 +49,8 @@ class Heartbeat:
         self._journal = journal
         self._last_frame = self._last_market = self._last_progress = time.monotonic()
         self._stored = journal.stored
+        self.status = Status(time.time(), 0.0, 0.0, 0.0, journal.waiting, journal_full=False)
+        """As of the last beat; for any thread."""
 
     def frame(self, *, is_market_data: bool) -> None:
         """Note that a frame came; in the feed's thread."""
@@ -62,7 +64,7 @@ class Heartbeat:
         waiting, stored = self._journal.waiting, self._journal.stored
         if not waiting or stored != self._stored:
             self._last_progress, self._stored = now, stored
-        status = Status(
+        self.status = Status(
             written=time.time(),
             frame_age=now - self._last_frame,
             market_age=now - self._last_market,
@@ -71,7 +73,7 @@ class Heartbeat:
             journal_full=journal_full,
         )
         with suppress(OSError):
-            self._new.write_text(json.dumps(asdict(status)))
+            self._new.write_text(json.dumps(asdict(self.status)))
             self._new.replace(self._path)
 
 

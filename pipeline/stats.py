@@ -1,24 +1,52 @@
-"""What a collector has done since the last statistics block, and the block itself."""
+"""What a collector has done: since the last statistics block, which is made here, and since its start."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from typing import Literal
 
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
 
 _RULE = "=" * 50
 
+ErrorKind = Literal["failed connect", "dropped connection", "error frame", "failed INSERT", "failed sync"]
+
+OTHER = "other"
+"""The channel of frames that have none, or one that nobody subscribed to."""
+
 
 class Stats:
-    """Counts of one collector. Any thread may call any method."""
+    """Counts of one collector. Any thread may call any method, unless it says another thing."""
 
-    def __init__(self, symbol: str, table_name: str) -> None:
+    def __init__(self, symbol: str, table_name: str, channels: Iterable[str] = ()) -> None:
+        """`channels` are those to be counted by their names; others are OTHER."""
         self._symbol = symbol
         self._file = f"{table_name}/data.bin"
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._before: Counter[str] = Counter()
+        self.frames: dict[str, int] = dict.fromkeys((*channels, OTHER), 0)
+        """Frames since the start, by channel."""
+        self.errors: Counter[ErrorKind] = Counter()
+        """Errors since the start, by kind."""
+        self.connections = 0
+        """Connections to the exchange since the start."""
+        self.connected = False
+        """Whether there is one now."""
+
+    def frame(self, channel: str) -> None:
+        """Count a frame as it came, of whatever content; for the feed's thread only, which has no time for a lock."""
+        try:
+            self.frames[channel] += 1
+        except KeyError:
+            self.frames[OTHER] += 1
+
+    def connection(self, *, is_up: bool) -> None:
+        """Note that a connection was made, or that it ended; for the feed's thread only."""
+        self.connections += is_up
+        self.connected = is_up
 
     def appended(self, types: Iterable[str]) -> None:
         """Count rows that the table holds now, by their message types."""
@@ -30,20 +58,27 @@ class Stats:
         with self._lock:
             self._counts["skipped"] += 1
 
-    def error(self) -> None:
-        """Count an error of any kind."""
+    def error(self, kind: ErrorKind) -> None:
+        """Count an error."""
         with self._lock:
             self._counts["errors"] += 1
+            self.errors[kind] += 1
 
     def refused(self, rows: int) -> None:
         """Count rows that the journal had no room for: they are lost."""
         with self._lock:
             self._counts["refused"] += rows
 
+    def totals(self) -> Counter[str]:
+        """Return the counts since the start: rows by message type, "skipped" messages, "refused" rows, "errors"."""
+        with self._lock:
+            return self._before + self._counts
+
     def block(self, seconds: float, waiting: int) -> str:
         """Return the block for the last `seconds`, and count anew; `waiting` rows are in the journal."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
+            self._before.update(counts)
         total = sum(counts[mt] for mt in (TICKER, DEAL, DEPTH, DEADLETTER))
         lines = [
             _RULE,

@@ -50,7 +50,7 @@ class Table:
         self._full_name = f"{self._database}.{name}"
         self._journal = journal
         self._say = say
-        self._compaction = AutoCompaction(settings, name, say)
+        self.compaction = AutoCompaction(settings, name, say)
         self._client = connect(settings, query_settings=_SETTINGS)
         # Before each query the driver asks whether the connection is alive, and makes a new one if not. That costs a
         # round trip, and would hide that the server was restarted between two INSERTs; the INSERT itself finds out.
@@ -59,6 +59,8 @@ class Table:
         self._in_flight = 0  # rows of an INSERT whose outcome is not known
         self.in_step = False
         """Whether journal and table are known to agree, so that rows can be sent."""
+        self.on_insert: Callable[[int, float], object] = lambda rows, seconds: None
+        """Called after each INSERT that was acknowledged, with its rows and the seconds it took."""
 
     def append_pending(self) -> list[tuple[int, str, str]]:
         """Send what the journal holds for the table, in one INSERT; return the rows, now known to be stored.
@@ -71,6 +73,7 @@ class Table:
         rows = self._journal.pending(self._settings.max_batch_rows)
         if not rows:
             return rows
+        started = time.perf_counter()
         try:
             self._in_flight = len(rows)
             self._client.execute(
@@ -82,8 +85,10 @@ class Table:
                 raise
             self._get_in_step()  # which tells what has become of it
             return []
+        took = time.perf_counter() - started
         self._in_flight = 0
         self._journal.acknowledge(self._journal.stored + len(rows))
+        self.on_insert(len(rows), took)
         return rows
 
     def compact_if_due(self, stopping: Callable[[], bool]) -> None:
@@ -91,7 +96,7 @@ class Table:
 
         This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.compact.
         """
-        self.in_step = self._compaction.inserted(stopping)
+        self.in_step = self.compaction.inserted(stopping)
 
     def close(self) -> None:
         """Close the connection."""

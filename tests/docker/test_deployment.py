@@ -53,7 +53,7 @@ def wait_for_more(project: Deployment, *tables: str) -> None:
 
 
 def test_up_makes_everything_run(project: Deployment) -> None:
-    configure(project, NORDVPN_USER=USER, NORDVPN_PASS=PASSWORD)
+    configure(project, NORDVPN_USER=USER, NORDVPN_PASS=PASSWORD, METRICS_PORT="9101")
     up(project)
     setup = project.container("setup")["State"]
     assert isinstance(setup, dict)
@@ -106,6 +106,13 @@ def test_nothing_secret_is_in_the_image(project: Deployment) -> None:
 def test_ports_are_open_to_this_host_only(project: Deployment) -> None:
     ports = project.docker("port", str(project.container("clickhouse")["Id"]))
     assert sorted(ports.split("\n")) == ["", "8123/tcp -> 127.0.0.1:8123", "9000/tcp -> 127.0.0.1:9000"]
+
+
+def test_metrics_are_for_the_network_of_the_containers(project: Deployment) -> None:
+    for service, table in CLIENTS.items():
+        metrics = project.compose(f"exec -T clickhouse wget -q -T 10 -O - http://{service}:9101/metrics")
+        assert f'mexc_connected{{symbol="{table.upper()}_USDT",table="{table}"}} 1.0' in metrics
+        assert project.docker("port", str(project.container(service)["Id"])) == ""
 
 
 def test_clickhouse_is_restarted(project: Deployment) -> None:

@@ -35,6 +35,8 @@ DEFAULTS = {
     "FLUSH_INTERVAL": 0.0,
     "MAX_BATCH_ROWS": 10_000,
     "COMPACT_BLOCKS": 50_000,
+    "METRICS_PORT": 0,
+    "METRICS_HOST": "127.0.0.1",
 }
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
@@ -53,6 +55,8 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("FLUSH_INTERVAL", "0.25", 0.25),
     ("MAX_BATCH_ROWS", "500", 500),
     ("COMPACT_BLOCKS", "0", 0),
+    ("METRICS_PORT", "9101", 9101),
+    ("METRICS_HOST", "0.0.0.0", "0.0.0.0"),
 ]
 
 UNUSABLE = [
@@ -82,6 +86,8 @@ UNUSABLE = [
     ("MAX_BATCH_ROWS", "0"),
     ("MAX_BATCH_ROWS", "1e4"),
     ("COMPACT_BLOCKS", "-1"),
+    ("METRICS_PORT", "-1"),
+    ("METRICS_PORT", "65536"),
 ]
 
 

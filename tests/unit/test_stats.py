@@ -34,8 +34,8 @@ def test_what_is_unusual_has_a_line_only_when_there_is_some() -> None:
     stats = Stats("ETH_USDT", "eth")
     stats.appended(["dl", "t", "dl"])
     stats.skipped()
-    stats.error()
-    stats.error()
+    stats.error("error frame")
+    stats.error("failed INSERT")
     stats.refused(5)
     stats.refused(2)
     assert block(stats, 2.0, waiting=12) == [
@@ -60,10 +60,26 @@ def test_each_block_counts_anew() -> None:
     stats = Stats("BTC_USDT", "btc")
     stats.appended(["t", "dl"])
     stats.skipped()
-    stats.error()
+    stats.error("error frame")
     stats.refused(1)
     block(stats)
     assert block(stats) == block(Stats("BTC_USDT", "btc"))
+
+
+def test_totals_go_on_from_block_to_block() -> None:
+    stats = Stats("BTC_USDT", "btc", ["push.deal", "pong"])
+    for _ in range(3):
+        stats.appended(["t", "d", "d"])
+        stats.skipped()
+        stats.refused(5)
+        stats.error("error frame")
+        for channel in ("push.deal", "push.mystery", ""):
+            stats.frame(channel)
+        block(stats)
+    stats.appended(["t"])
+    assert stats.totals() == {"t": 4, "d": 6, "skipped": 3, "refused": 15, "errors": 3}
+    assert stats.errors == {"error frame": 3}
+    assert stats.frames == {"push.deal": 3, "pong": 0, "other": 6}
 
 
 def test_no_count_is_lost_between_threads_and_blocks() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -21,6 +22,7 @@ from tests.vpn.vpnlab import (
     DNS,
     EXCHANGE,
     FIRST,
+    GATEWAY,
     SECOND,
     SERVERS,
     THIRD,
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.vpn
 
 TUNNEL_LOST = 75
 REFUSED_TO_START = 78
+METRICS_PORT = 9101
 
 
 def connected(world: World, client: Client) -> None:
@@ -296,6 +299,60 @@ def test_an_idle_tunnel_is_kept(world: World, client: Client) -> None:
     assert_no_leak(world)
 
 
+# ---- metrics
+
+
+def ask(world: World, source: str, destination: str, device: str = "") -> tuple[bool, int]:
+    """Ask from an address of the world for metrics; return whether somebody answers, and the port that asked."""
+    with inside(world.namespace):
+        asking = socket.socket()
+    if device:
+        asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+    asking.settimeout(1)
+    with asking:
+        asking.bind((source, 0))
+        return asking.connect_ex((destination, METRICS_PORT)) == 0, asking.getsockname()[1]
+
+
+def serve_metrics(world: World) -> socket.socket:
+    """Do what the collector does with METRICS_HOST=0.0.0.0."""
+    with inside(world.client_namespace):
+        return socket.create_server(("0.0.0.0", METRICS_PORT), reuse_port=True)
+
+
+def test_metrics_are_for_clickhouses_network_and_not_for_the_tunnel(world: World, client: Client) -> None:
+    world.start_server(FIRST)
+    client.start(METRICS_PORT=str(METRICS_PORT), PLAY="idle")
+    client.wait_for("VPN connected successfully")
+    with serve_metrics(world):
+        answered, port = ask(world, GATEWAY, CLIENT)
+        assert answered
+        assert not ask(world, EXCHANGE, CLIENT)[0], "another network is let in"
+        assert not ask(world, "10.8.1.1", "10.8.1.2")[0], "the VPN's server is let in"
+        assert not ask(world, GATEWAY, "10.8.1.2", "tun1")[0]  # who pretends: an answer would leave by eth0
+        with inside(world.client_namespace):
+            outward = socket.socket()
+        outward.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        outward.settimeout(1)
+        with outward:
+            outward.bind((CLIENT, METRICS_PORT))
+            assert outward.connect_ex((GATEWAY, 80)) != errno.ECONNREFUSED, "it may not only answer"
+    assert client.terminate() == 0
+    assert {packet.port for packet in world.packets() if packet.source_port == METRICS_PORT} == {port}
+    assert world.strays(answering=METRICS_PORT) == []
+
+
+def test_without_a_metrics_port_nobody_is_let_in(world: World, client: Client) -> None:
+    world.start_server(FIRST)
+    client.start(PLAY="idle")
+    client.wait_for("VPN connected successfully")
+    with serve_metrics(world):
+        assert not ask(world, GATEWAY, CLIENT)[0]
+        assert not ask(world, "10.8.1.1", "10.8.1.2")[0]
+    assert client.terminate() == 0
+    assert_no_leak(world)
+
+
 # ---- everything else
 
 
@@ -344,6 +401,7 @@ def test_clickhouse_may_come_back_with_another_address(world: World, client: Cli
         ({"VPN_SERVER": "../us1"}, "VPN_SERVER=../us1 is not"),
         ({"VPN_CONFIG": "/tmp/none.ovpn"}, "VPN_CONFIG=/tmp/none.ovpn cannot be read"),
         ({"VPN_DNS": "dns.example"}, "VPN_DNS=dns.example is not"),
+        ({"METRICS_PORT": "9101 accept"}, "METRICS_PORT=9101 accept is not a port"),
         ({"NORDVPN_USER": "", "NORDVPN_USER_FILE": "/tmp/none"}, "NORDVPN_USER_FILE=/tmp/none cannot be read"),
         ({"COLLECTOR_USER": "nobody-at-all"}, "COLLECTOR_USER=nobody-at-all does not exist"),
     ],

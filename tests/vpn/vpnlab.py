@@ -59,6 +59,7 @@ class Packet:
     protocol: str  # "udp", "tcp" or a number
     port: int
     frame: bytes
+    source_port: int | None = None
 
     def __str__(self) -> str:
         return f"{self.family} {self.protocol} to {self.destination}:{self.port}, {len(self.frame)} bytes"
@@ -160,9 +161,12 @@ class World:
             thread.join()
         return self._packets
 
-    def strays(self) -> list[str]:
-        """The packets that were neither OpenVPN's to a server, nor for ClickHouse, nor for NordVPN's API."""
-        return [str(packet) for packet in self.packets() if not _is_allowed(packet)]
+    def strays(self, answering: int | None = None) -> list[str]:
+        """The packets that were neither OpenVPN's to a server, nor for ClickHouse, nor for NordVPN's API.
+
+        Nor from the port `answering`.
+        """
+        return [str(packet) for packet in self.packets() if packet.source_port != answering and not _is_allowed(packet)]
 
     def configuration(self, name: str, protocol: str = "udp") -> str:
         """A client configuration as NordVPN publishes them."""
@@ -490,8 +494,8 @@ def _packet(ethertype: int, frame: bytes) -> Packet:
     if ethertype == 0x0800:
         transport = 14 + (frame[14] & 0x0F) * 4
         protocol = {6: "tcp", 17: "udp"}.get(frame[23], str(frame[23]))
-        port = int.from_bytes(frame[transport + 2 : transport + 4])
-        return Packet("ip", socket.inet_ntoa(frame[30:34]), protocol, port, frame)
+        source_port, port = (int.from_bytes(frame[at : at + 2]) for at in (transport, transport + 2))
+        return Packet("ip", socket.inet_ntoa(frame[30:34]), protocol, port, frame, source_port)
     if ethertype == 0x86DD:
         return Packet("ip6", socket.inet_ntop(socket.AF_INET6, frame[38:54]), str(frame[20]), 0, frame)
     return Packet("arp" if ethertype == 0x0806 else "other", "", str(ethertype), 0, frame)
