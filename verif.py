@@ -1,28 +1,43 @@
 #!/usr/bin/env python3
 """Report how many records the tables hold, of which type, and what they take on disk.
 
-Exit codes: 0 there are records, 1 there are none or ClickHouse cannot be asked, 2 a setting cannot be used.
+With --quality, how complete and sound they are; with --html, both as a page; with --max-age, only whether new rows
+come; with --watch, a live view until Ctrl-C.
+
+Exit codes: 0 there are records, 1 there are none or ClickHouse cannot be asked, 2 a setting or an option cannot be
+used, 3 --max-age was given and a symbol's newest row is older, or it has none.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain
-from pipeline.storage import Storage, TableStorage, survey
+from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.human import human_size, many
+from pipeline.storage import Storage, TableStorage, advice, survey
+from pipeline.times import from_ms, parse_time
+
+if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
+    from pipeline.quality import SymbolQuality
 
 _TYPES = {"t": "Ticker messages", "d": "Deal messages", "dp": "Depth messages", "dl": "Dead letters"}
+_SHORT, _LONG = 120.0, 3600.0  # seconds without a word from the server; some say none while they look for rows
+_WATCH_EVERY = 5.0  # seconds
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(description="Report records and storage of all symbols in config.py.")
-    parser.add_argument("--json", action="store_true", help="print the same as JSON; sizes in bytes")
-    options = parser.parse_args()
+    options = parse_options()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -33,21 +48,197 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        storage = survey(connect(settings), settings.clickhouse_database, ALL_CONFIGS, show_progress=True)
+        if options.watch is not None:
+            from pipeline.watch import watch
+
+            return watch(settings, ALL_CONFIGS, options.watch)
+        reports = Reports(options, settings)
+        code = reports.make()
     except CLICKHOUSE_ERRORS as error:
-        print(explain(error, settings), file=sys.stderr)
+        hint = "; one that is being compacted is there again in a while" if is_missing_table(error) else ""
+        print(explain(error, settings) + hint, file=sys.stderr)
         return 1
-    if options.json:
-        print(json.dumps({"records": storage.records, **asdict(storage)}, indent=2))
-    elif any(table.exists for table in storage.tables):
-        print(report(storage, settings.compact_blocks))
-    if not any(table.exists for table in storage.tables):
-        print(f"There are no tables in {settings.clickhouse_database}: run ch_setup.py", file=sys.stderr)
-        return 1
-    if not storage.records:
-        print("The tables are empty: no collector has stored a record yet", file=sys.stderr)
-        return 1
-    return 0
+    except ModuleNotFoundError as error:  # in the image of the collectors
+        print(f"That needs {error.name}: use the environment that setup.sh makes", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    try:
+        for text, is_trouble in reports.said:
+            print(text, file=sys.stderr if is_trouble else sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `verif.py | head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
+
+
+def parse_options() -> argparse.Namespace:
+    """Return the options; those that do not go together end the process with exit code 2."""
+    parser = argparse.ArgumentParser(description="Report records and storage of all symbols in config.py.")
+    add = parser.add_argument
+    add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
+    add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
+    add("--html", type=_file, metavar="FILE", help="write a page that shows it")
+    add("--from", type=_time, dest="start", metavar="TIME", help="for --quality and --html: a UTC date or ISO time")
+    add("--to", type=_time, dest="end", metavar="TIME", help="likewise; rows of this time are not included")
+    add(
+        "--max-age",
+        type=_seconds,
+        metavar="SECONDS",
+        help="exit with 3 if a symbol's newest row is older, or it has none",
+    )
+    add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
+    options = parser.parse_args()
+    others = (options.json, options.quality, options.html, options.start, options.end, options.max_age)
+    if options.watch is not None and any(others):
+        parser.error("--watch goes with no other option")
+    if (options.start or options.end) and not (options.quality or options.html):
+        parser.error("--from and --to go with --quality or --html")
+    if options.start and options.end and options.start >= options.end:
+        parser.error("--from has to be before --to")
+    return options
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
+_seconds.__name__ = "number of seconds"  # argparse tells it
+
+
+def _time(text: str) -> datetime:
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _file(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a directory that is there")
+    return path
+
+
+class Reports:
+    """The reports that were asked for."""
+
+    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
+        self._options, self._settings = options, settings
+        timeout = _LONG if options.quality or options.html else _SHORT
+        self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
+        self._answer: dict[str, Any] = {}  # for --json
+        self.said: list[tuple[str, bool]] = []
+        """What is to be printed, each with whether it is trouble, for stderr."""
+
+    def make(self) -> int:
+        """Make all of them; return the exit code. Raises one of CLICKHOUSE_ERRORS."""
+        options = self._options
+        codes = []
+        if not options.quality and not options.max_age:
+            codes.append(self._report_storage())
+        if options.quality:
+            codes.append(self._report_quality())
+        if options.max_age:
+            codes.append(self._report_age())
+        if options.html:
+            codes.append(self._write_page())
+        if options.json:
+            self.said.append((json.dumps(self._answer, indent=2), False))
+        return max(codes)
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return survey(self._client, self._database, ALL_CONFIGS, show_progress=True)
+
+    @cached_property
+    def _quality(self) -> list[SymbolQuality]:
+        from pipeline.quality import examine
+
+        start, end = self._options.start, self._options.end
+        return examine(self._client, self._database, ALL_CONFIGS, start=start, end=end, show_progress=True)
+
+    def _report_storage(self) -> int:
+        storage = self._storage
+        self._answer |= {"records": storage.records, **asdict(storage)}
+        if any(table.exists for table in storage.tables):
+            self._say(report(storage, self._settings.compact_blocks))
+        return self._code_for_records
+
+    @cached_property
+    def _code_for_records(self) -> int:
+        """0 if there are some, else 1, and a line that says why."""
+        if not any(table.exists for table in self._storage.tables):
+            self._warn(f"There are no tables in {self._database}: run ch_setup.py")
+        elif not self._storage.records:
+            self._warn("The tables are empty: no collector has stored a record yet")
+        return 0 if self._storage.records else 1
+
+    def _report_quality(self) -> int:
+        from pipeline.quality_report import as_json, as_text
+
+        self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
+        self._say("\n\n".join(map(as_text, self._quality)))
+        return 0 if any(symbol.rows for symbol in self._quality) else 1
+
+    def _report_age(self) -> int:
+        from pipeline.quality import find_newest
+        from pipeline.quality_report import age_as_json, age_line, is_late
+
+        self._answer["newest"] = []
+        code = 0
+        for newest in find_newest(self._client, self._database, ALL_CONFIGS):
+            now = datetime.now(UTC)
+            late = is_late(newest, self._options.max_age, now)
+            self._answer["newest"].append({**age_as_json(newest, now), "late": late})
+            if late:
+                self._warn(age_line(newest, now))
+                code = 3
+            else:
+                self._say(age_line(newest, now))
+        return code
+
+    def _write_page(self) -> int:
+        from pipeline.page import read_prices, render
+
+        if self._code_for_records:
+            return self._code_for_records
+        prices = {
+            symbol.table: read_prices(
+                self._client, self._database, symbol.table, from_ms(symbol.start_ms), from_ms(symbol.end_ms)
+            )
+            for symbol in self._quality
+            if symbol.start_ms is not None and symbol.end_ms is not None
+        }
+        path = self._options.html
+        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks)
+        try:
+            replace_file(path, page)
+        except OSError as error:
+            self._warn(f"{path} cannot be written: {error.strerror}")
+            return 2
+        self._say(f"Written: {path.absolute()}")
+        return 0
+
+    def _say(self, text: str) -> None:
+        if not self._options.json:
+            self.said.append((text, False))
+
+    def _warn(self, text: str) -> None:
+        self.said.append((text, True))
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that, whatever happens, there is the old one or the new one. Raises OSError."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_text(text, encoding="utf-8")
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def report(storage: Storage, compact_blocks: int) -> str:
@@ -69,27 +260,14 @@ def report(storage: Storage, compact_blocks: int) -> str:
         lines += ["", "Blocks, and what they cost the server in memory:"]
     lines += [f"  {table.name}: {_blocks(table)}" for table in storage.tables if table.records]
     for table in storage.tables:
-        if advice := _advice(table, compact_blocks):
-            lines.append(f"  {table.name} is fragmented: {advice}")
+        if line := advice(table, compact_blocks):
+            lines.append(f"  {line}")
     return "\n".join(lines)
 
 
 def _blocks(table: TableStorage) -> str:
-    blocks = f"{table.blocks:,} block{'s' * (table.blocks != 1)}"
-    return f"{blocks} of {table.records / table.blocks:,.1f} rows on average, about {human_size(table.block_memory)}"
-
-
-def _advice(table: TableStorage, compact_blocks: int) -> str:
-    """Return what to do about the table's small blocks; nothing where they are no more than they have to be."""
-    compact_now = f"python3 ch_setup.py --compact {table.name}"
-    if not compact_blocks and table.small_blocks > Settings.compact_blocks:
-        return f"run {compact_now}, and set COMPACT_BLOCKS for collectors to do it"
-    if compact_blocks and table.small_blocks > 2 * compact_blocks:
-        return (
-            f"{table.small_blocks:,} small blocks, more than twice COMPACT_BLOCKS. If its collector's log says that the"
-            f" next compaction waits, raise FLUSH_INTERVAL; if no collector runs, {compact_now}"
-        )
-    return ""
+    rows = f"{table.records / table.blocks:,.1f} rows on average"
+    return f"{many(table.blocks, 'block')} of {rows}, about {human_size(table.block_memory)}"
 
 
 def _size(table: TableStorage, files_seen: bool) -> str:
@@ -100,16 +278,6 @@ def _size(table: TableStorage, files_seen: bool) -> str:
     if table.data_bin is None:
         return "File not found yet"
     return f"{human_size(table.data_bin)} ({table.data_bin} bytes), index.mrk: {human_size(table.index_mrk or 0)}"
-
-
-def human_size(size: int) -> str:
-    """Return `size` bytes as du -h would: 221B, 124.0K, 4.1M, in units of 1024."""
-    value, unit = float(size), "B"
-    for larger in "KMGT":
-        if value < 1023.95:
-            break
-        value, unit = value / 1024, larger
-    return f"{size}B" if unit == "B" else f"{value:.1f}{unit}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
-from config import SymbolConfig
+from config import Settings, SymbolConfig
 from pipeline.compact import BLOCK_ROWS
 from pipeline.progress import progress
 from pipeline.schema import existing_tables
@@ -81,6 +81,23 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, sh
     # The server may show other files than these; an empty table has none.
     seen = bool(files) and all(table.data_bin is not None for table in tables if table.records)
     return Storage(tables, seen, sum(files.values()) if seen else None)
+
+
+def advice(table: TableStorage, compact_blocks: int) -> str:
+    """Return a line on what to do about the table's small blocks; nothing where they are no more than they have to be.
+
+    `compact_blocks` is the setting COMPACT_BLOCKS.
+    """
+    begin = f"{table.name} is fragmented: {table.small_blocks:,} small blocks"
+    compact_now = f"python3 ch_setup.py --compact {table.name}"
+    if not compact_blocks and table.small_blocks > Settings.compact_blocks:
+        return f"{begin}. Run {compact_now}, and set COMPACT_BLOCKS for collectors to do it"
+    if compact_blocks and table.small_blocks > 2 * compact_blocks:
+        return (
+            f"{begin}, more than twice COMPACT_BLOCKS. If its collector's log says that the next compaction waits,"
+            f" raise FLUSH_INTERVAL; if no collector runs, {compact_now}"
+        )
+    return ""
 
 
 def _count(client: Client, database: str, table: TableStorage, advance: Callable[[float], None]) -> None:

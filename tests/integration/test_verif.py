@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -12,9 +18,11 @@ from threading import Thread
 import pytest
 
 from config import ALL_CONFIGS, PROJECT
+from pipeline.human import human_size
 from pipeline.storage import Storage, TableStorage
+from tests.integration.test_compact import begin_statement
 from tests.stack import Process, Stack, free_port, open_stack
-from verif import human_size, report
+from verif import replace_file, report
 
 # A ClickHouse as others run it: its `file` function shows a directory that is not the one of its data.
 FOREIGN = f"""
@@ -269,6 +277,194 @@ def test_an_unusable_setting_is_one_line(stack: Stack) -> None:
     assert verif.wait() == 2
     assert len(verif.lines) == 1
     assert verif.lines[0].startswith("CLICKHOUSE_DATABASE=mexc-data cannot be used: ")
+
+
+# --quality
+
+
+def test_quality_is_reported_a_symbol_at_a_time(stack: Stack) -> None:
+    verif = stack.run("verif.py", "--quality")
+    assert verif.wait() == 0
+    assert verif.lines[0].startswith("BTC_USDT: ")
+    assert "92 unreadable books" in verif.lines[0]
+    assert any(re.fullmatch(r"  tickers +13 +n/a +n/a +20\S+Z  20\S+Z .*", line) for line in verif.lines)
+    assert "ETH_USDT: there are no rows of market data" in verif.lines
+    assert verif.lines[-1] == "SOL_USDT: there are no rows"
+
+
+def test_quality_as_json_has_all_of_it(stack: Stack) -> None:
+    verif = stack.run("verif.py", "--quality", "--json", "--from", "2020-01-01", "--to", "2020-01-02")
+    assert verif.wait() == 1, "no rows in this time"
+    btc, _, sol = json.loads(verif.output)["quality"]
+    assert (btc["symbol"], btc["coverage"], btc["start"]) == ("BTC_USDT", 0, "2020-01-01T00:00:00.000Z")
+    (uncovered,) = btc["uncovered"]
+    assert (uncovered["channel"], uncovered["seconds"]) == ("depth+tickers", 86400)
+    assert sol["problem"] is None
+    verif = stack.run("verif.py", "--quality", "--json")
+    assert verif.wait() == 0
+    btc, eth, sol = json.loads(verif.output)["quality"]
+    assert [channel["rows"] for channel in btc["channels"]] == [13, 323, 92]
+    assert sum(btc["channels"][1]["by_minute"].values()) == 323
+    (letters,) = eth["dead_letters"]
+    assert (letters["count"], len(letters["example"])) == (1, 99)
+    assert sol["problem"] == "there are no rows"
+
+
+def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
+    verif = stack.run("verif.py", "--quality", CLICKHOUSE_DATABASE="other")
+    assert verif.wait() == 1
+    assert [line for line in verif.lines if line] == [
+        f"{symbol}: there is no such table, run ch_setup.py" for symbol in ("BTC_USDT", "ETH_USDT", "SOL_USDT")
+    ]
+
+
+# --max-age
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Iterator[Stack]:
+    """ClickHouse with the tables; all have a row of now."""
+    with open_stack(tmp_path) as opened:
+        opened.clickhouse()
+        opened.setup()
+        for table in ("btc", "eth", "sol"):
+            fill(opened, table, "d", 1)
+        yield opened
+
+
+def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_is_none(fresh: Stack) -> None:
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 0
+    assert [re.sub(r"\d+\.\d s old, of 20\S+Z$", "X", line) for line in verif.lines] == [
+        f"{symbol}: the newest row is X" for symbol in ("BTC_USDT", "ETH_USDT", "SOL_USDT")
+    ]
+    fresh.query("TRUNCATE TABLE mexc_data.eth")
+    fresh.query("INSERT INTO mexc_data.eth SELECT now64(3) - INTERVAL 1000 SECOND, 'dp', '|'")
+    fresh.query("TRUNCATE TABLE mexc_data.sol")
+    fill(fresh, "sol", "dl", 5)
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 3
+    assert re.search(r"ETH_USDT: the newest row is 1\d min \d+ s old, of 20\S+Z$", verif.output, re.MULTILINE)
+    assert verif.lines[-1] == "SOL_USDT: there is no row of market data"
+    verif = fresh.run("verif.py", "--max-age", "600", "--json")
+    assert verif.wait() == 3
+    newest = json.loads("\n".join(verif.lines[verif.lines.index("{") :]))["newest"]
+    assert [symbol["late"] for symbol in newest] == [False, True, True]
+    assert 1000 <= newest[1]["age"] < 1100
+    assert newest[2]["age"] is None
+    verif = fresh.run("verif.py", "--max-age", "600", "--quality")
+    assert verif.wait() == 3
+    assert any("covered" in line or "coverage" in line for line in verif.lines)
+    fresh.query("DROP TABLE mexc_data.eth SYNC")
+    verif = fresh.run("verif.py", "--max-age", "1e6")
+    assert verif.wait() == 3
+    assert "ETH_USDT: there is no table eth, run ch_setup.py" in verif.lines
+
+
+def test_a_table_that_is_being_compacted_is_not_late(fresh: Stack) -> None:
+    fresh.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_00000000")
+    finish = begin_statement(fresh, "compact mexc_data.btc of a test", "eth")
+    verif = fresh.run("verif.py", "--max-age", "0.001")
+    assert verif.lines[0].startswith("BTC_USDT: ")
+    assert verif.lines[0].endswith("; its table is being compacted, new ones wait")
+    finish([])
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 0, "what is left of a compaction has rows, too"
+    fresh.query("INSERT INTO mexc_data.btc_compacting_00000000 SELECT now64(3), 'd', ''")
+    assert not verif.lines[0].endswith("wait")
+
+
+# --html
+
+
+def test_the_page_is_written_whole_or_not_at_all(stack: Stack, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    verif = stack.run("verif.py", "--html", page)
+    assert verif.wait() == 0, verif.output
+    assert verif.lines[-1] == f"Written: {page}"
+    text = page.read_text()
+    assert text.startswith("<!doctype html>")
+    assert "BTC_USDT" in text
+    assert list(tmp_path.iterdir()) == [page]
+    stack.run("verif.py", "--html", page, "--quality", "--json")
+    assert page.read_text() != text, "made later"
+
+
+def test_a_page_of_nothing_is_not_written(stack: Stack, tmp_path: Path) -> None:
+    verif = stack.run("verif.py", "--html", tmp_path / "report.html", CLICKHOUSE_DATABASE="other")
+    assert verif.wait() == 1
+    assert verif.lines == ["There are no tables in other: run ch_setup.py"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_file(tmp_path / "report.html", "new")
+    assert list(tmp_path.iterdir()) == [tmp_path / "report.html"]
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--quality", "--from", "yesterday"], "--from: yesterday is no time: give a UTC date or ISO time, such as"),
+        (["--quality", "--from", "2026-10-02", "--to", "2026-10-02"], "--from has to be before --to"),
+        (["--from", "2026-10-02"], "--from and --to go with --quality or --html"),
+        (["--max-age", "soon"], "--max-age: invalid number of seconds value: 'soon'"),
+        (["--max-age", "0"], "--max-age: invalid number of seconds value: '0'"),
+        (["--max-age", "nan"], "--max-age: invalid number of seconds value: 'nan'"),
+        (["--html", "."], "--html: . cannot be written: give a file in a directory that is there"),
+        (
+            ["--html", "no/such/file.html"],
+            "--html: no/such/file.html cannot be written: give a file in a directory that",
+        ),
+        (["--watch", "--json"], "--watch goes with no other option"),
+        (["--watch", "2", "--max-age", "5"], "--watch goes with no other option"),
+        (["--watch", "0"], "--watch: invalid number of seconds value: '0'"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_said(stack: Stack, options: list[str], line: str) -> None:
+    verif = stack.run("verif.py", *options)
+    assert verif.wait() == 2
+    assert line in verif.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"), [([], 130), (["--quality"], 130), (["--max-age", "60"], 130), (["--watch"], 0)]
+)
+def test_ctrl_c_ends_it_without_a_traceback(stack: Stack, options: list[str], code: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        verif = stack.start("verif.py", *options, CLICKHOUSE_PORT=silent.getsockname()[1])
+        connection, _ = silent.accept()
+        with connection:
+            assert verif.stop(signal.SIGINT) == code
+    assert "Traceback" not in verif.output
+
+
+@pytest.mark.parametrize("options", [(), ("--quality",), ("--json",)])
+def test_a_reader_who_has_seen_enough_is_no_error(stack: Stack, options: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    verif = subprocess.run(
+        [sys.executable, "verif.py", *options],
+        env=stack.env,
+        cwd=PROJECT,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (verif.returncode, verif.stderr) == (0, b"")
+
+
+def test_the_plain_report_does_not_wait_for_what_it_does_not_need() -> None:
+    heavy = {"numpy", "pandas", "pyarrow", "rich", "pipeline.quality", "pipeline.page", "pipeline.watch"}
+    code = "import sys, verif; print(*sys.modules, sep='\\n')"
+    imported = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert heavy.isdisjoint(imported.stdout.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,673 @@
+"""The picture of an archive: one HTML page that needs nothing else, for verif.py --html.
+
+In: what pipeline.storage and pipeline.quality found out, and the prices from here. Out: the text of the page. Promises:
+its size is bounded, however long the archive; it loads nothing and says so in its Content-Security-Policy; whatever the
+exchange has sent is shown as text and is never markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from clickhouse_driver import Client
+
+from pipeline.human import length, many
+from pipeline.quality import (
+    ALL_SILENCE_MS,
+    DEPTH_SILENCE_MS,
+    TICKER_SILENCE_MS,
+    ChannelQuality,
+    Finding,
+    Gap,
+    SymbolQuality,
+    _read_table,
+)
+from pipeline.storage import Storage, TableStorage, advice
+from pipeline.times import iso, to_ms
+
+_ASSETS = Path(__file__).parent / "assets"
+_BUCKETS = 1500  # points of a series, at most; a screen has not many more pixels across
+_MARKS = 400  # gaps of a lane, drawn one by one; where there are more, neighbours are joined
+_LISTED_GAPS = 8
+_LISTED_KINDS = 8
+_SHORT = 10.0  # seconds of a minute, at least, for a rate
+_OLD = 300.0  # seconds; a compaction can keep rows waiting that long
+_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720, 1440)
+_TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
+_LANES = {"tickers": "tickers", "depth": "depth", "all": "rows of any channel"}
+"""The channels that gaps are told of, in the order they are drawn -> what was missing in one."""
+_DEPTH, _TICKERS, _ALL = (f"{ms / 1000:g} s" for ms in (DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS))
+_KINDS = {
+    "rs.error": "error messages of MEXC",
+    "another symbol": "of another symbol",
+    "unknown channel": "of a channel that was not subscribed to",
+    "bad field": "with a field that is missing or of the wrong kind",
+    "cut short": "too long to tell what is wrong",
+}
+"""Dead letters, where the name of their kind is not plain enough."""
+
+
+@dataclass(frozen=True)
+class PricePoint:
+    """The best prices over some seconds; prices in USDT."""
+
+    ts_ms: int
+    """Where these seconds begin: milliseconds since the epoch, UTC."""
+    mid: float
+    """Halfway between best bid and best ask: the average, and from `low` to `high`."""
+    low: float
+    high: float
+    spread: float
+    """Best ask minus best bid: the average, and `widest` at most."""
+    widest: float
+
+
+def read_prices(
+    client: Client, database: str, table: str, start: datetime, end: datetime, points: int = 2000
+) -> list[PricePoint]:
+    """Return the prices from `start` until before `end` (aware) by the first levels of the depth rows, oldest first.
+
+    They are averaged by ClickHouse over equally long times of a second or more, `points` at most; times without an
+    order book that has both sides are left out. Raises one of pipeline.client.CLICKHOUSE_ERRORS.
+    """
+    start_ms, end_ms = to_ms(start), to_ms(end)
+    step_ms = max(1, -(-(end_ms - start_ms) // ((points - 1) * 1000))) * 1000
+    # StripeLog has no index: all rows are read, by one thread, since each takes memory for the whole list of blocks.
+    query = """
+        WITH
+            toUnixTimestamp64Milli(ts) AS ts_ms,
+            position(m, '|') AS middle,
+            toFloat64OrNull(substring(m, 2, position(m, ',') - 2)) AS bid,
+            toFloat64OrNull(substring(m, middle + 2, position(m, ',', middle) - middle - 2)) AS ask,
+            (bid + ask) / 2 AS mid,
+            ask - bid AS spread
+        SELECT intDiv(ts_ms, %(step)s) AS bucket, avg(mid), min(mid), max(mid), avg(spread), max(spread)
+        FROM {source}
+        WHERE mt = 'dp' AND ts_ms >= %(start)s AND ts_ms < %(end)s AND middle > 0 AND isFinite(mid)
+        GROUP BY bucket ORDER BY bucket
+        SETTINGS max_threads = 1, max_execution_time = 0
+    """
+    arguments = {"start": start_ms, "end": end_ms, "step": step_ms}
+    rows = _read_table(client, database, table, lambda source: client.execute(query.format(source=source), arguments))
+    return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
+
+
+def render(
+    storage: Storage,
+    quality: Sequence[SymbolQuality],
+    prices: dict[str, list[PricePoint]],
+    made_at: datetime,
+    compact_blocks: int,
+) -> str:
+    """Return the page.
+
+    `prices` is by table, and may lack some; `made_at` is an aware time: now; `compact_blocks` is the setting
+    COMPACT_BLOCKS.
+    """
+    made_ms = to_ms(made_at)
+    tables = {table.name: table for table in storage.tables}
+    looks = [_look(symbol, made_ms) for symbol in quality]
+    ranges = [_range(symbol) for symbol in quality if symbol.start_ms is not None]
+    whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
+    data: dict[str, Any] = {"range": whole, "symbols": {}}
+    cards, sections = [], []
+    for symbol, look in zip(quality, looks, strict=True):
+        table = tables.get(symbol.table, TableStorage(symbol.table))
+        cards.append(_card(symbol, look, table, made_ms))
+        charts = _Html("")
+        if symbol.start_ms is not None:
+            drawn = _drawn(symbol, table, prices.get(symbol.table, []))
+            data["symbols"][symbol.table] = drawn
+            charts = _charts(symbol, drawn, whole)
+        sections.append(
+            _fill(
+                "symbol.html",
+                table=symbol.table,
+                symbol=symbol.symbol,
+                range=_whole_times(_examined(symbol)),
+                findings=_join(_finding(said) for said in look),
+                charts=charts,
+            )
+        )
+    verdict, level = _verdict(quality, looks)
+    styles = {name: _asset(f"{name}.css") for name in ("uPlot.min", "page")}
+    scripts = {name: _asset(f"{name}.js") for name in ("uPlot.iife.min", "page")}
+    return _fill(
+        "page.html",
+        policy=_policy(scripts.values(), styles.values()),
+        title=f"{verdict} · MEXC archive",
+        level=level,
+        verdict=verdict,
+        subject=_whole_times(_subject(quality, whole, made_ms)),
+        cards=_join(cards),
+        symbols=_join(sections),
+        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, compact_blocks),
+        made_at=_time(made_ms),
+        uplot_licence=_asset("uPlot.LICENSE"),
+        data=_Html(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
+        uplot_css=styles["uPlot.min"],
+        page_css=styles["page"],
+        uplot_js=scripts["uPlot.iife.min"],
+        page_js=scripts["page"],
+    )
+
+
+# Words
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A thing to know about a symbol."""
+
+    level: str
+    """``well``, ``note``, ``look`` or ``bad``: the last two are what the verdict counts."""
+    short: str
+    text: str
+    example: str = ""
+    """Something that the exchange has sent."""
+
+
+def _look(symbol: SymbolQuality, made_ms: int) -> list[_Said]:
+    """Return what there is to say of a symbol, in the order of importance."""
+    if symbol.problem is not None:
+        problem = f"{symbol.problem[:1].upper()}{symbol.problem[1:]}."
+        return [_Said("bad", "no data", problem), *_dead_letters(symbol)]
+    return [*_completeness(symbol, made_ms), *_soundness(symbol), *_dead_letters(symbol)]
+
+
+def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
+    newest = _newest(symbol)
+    if newest is not None and newest == symbol.end_ms and made_ms - newest > _OLD * 1000:
+        age = length((made_ms - newest) / 1000)
+        yield _Said("look", "no new rows", f"The newest row is {age} old: is the collector running?")
+    if symbol.uncovered:
+        longest = max(symbol.uncovered, key=lambda gap: gap.seconds)
+        total = length(sum(gap.seconds for gap in symbol.uncovered))
+        most = f"{length(longest.seconds)} from {_time(longest.start_ms)} on"
+        one = f"1 gap, {most}."
+        several = f"{len(symbol.uncovered):,} gaps, {total} in all; the longest, {most}."
+        yield _Said("look", "gaps", one if len(symbol.uncovered) == 1 else several)
+    elif symbol.coverage is not None:
+        yield _Said(
+            "well", "", f"No gaps: depth was never silent for over {_DEPTH}, tickers never for over {_TICKERS}."
+        )
+    if symbol.reconnects:
+        filled_in = sum(reconnect.filled_in for reconnect in symbol.reconnects)
+        filled = f"; {filled_in:,} deals were filled in afterwards" if filled_in else ""
+        yield _Said("note", "", f"{many(len(symbol.reconnects), 'reconnect')}{filled}.")
+
+
+def _soundness(symbol: SymbolQuality) -> Iterable[_Said]:
+    for channel in symbol.channels:
+        late = channel.out_of_order
+        if late.count:
+            level = "note" if channel.name == "deals" else "look"
+            worst = f"by {length(channel.worst_seconds)} at worst"
+            if channel.name == "deals":
+                worst += ", as deals are that were filled in after a gap"
+            yield _found(level, "row order", late, f"of {channel.name} older than one stored before, {worst}")
+        if channel.duplicates is not None and channel.duplicates.count:
+            yield _found("look", "duplicates", channel.duplicates, f"of {channel.name} equal to the one before")
+    yield from (
+        _found("look", short, found, text)
+        for short, found, text in (
+            ("crossed books", symbol.crossed_books, "of depth crossed: the best bid is not below the best ask"),
+            ("unsorted books", symbol.unsorted_books, "of depth with levels that are not in the order of their price"),
+            ("unreadable books", symbol.unreadable_books, "of depth that cannot be read, or without two sides"),
+        )
+        if found.count
+    )
+
+
+def _dead_letters(symbol: SymbolQuality) -> Iterable[_Said]:
+    for kind in symbol.dead_letters[:_LISTED_KINDS]:
+        text = f"{many(kind.count, 'dead letter')}, {_KINDS.get(kind.kind, kind.kind)}; first {_time(kind.first_ms)}:"
+        yield _Said("look", "dead letters", text, kind.example)
+    if more := symbol.dead_letters[_LISTED_KINDS:]:
+        count = sum(kind.count for kind in more)
+        yield _Said("look", "dead letters", f"{many(count, 'dead letter')} of {len(more):,} more kinds.")
+
+
+def _found(level: str, short: str, finding: Finding, text: str) -> _Said:
+    first = f"; first {_time(finding.first_ms)}" if finding.first_ms is not None else ""
+    return _Said(level, short, f"{many(finding.count, 'row')} {text}{first}.")
+
+
+def _verdict(quality: Sequence[SymbolQuality], looks: Sequence[list[_Said]]) -> tuple[str, str]:
+    """Return what the whole archive is like, and the level of that."""
+    if all(symbol.problem is not None for symbol in quality):
+        return "Nothing is stored yet", "bad"
+    levels = {symbol.symbol: {said.level for said in look} for symbol, look in zip(quality, looks, strict=True)}
+    named = [name for name, level in levels.items() if level & {"look", "bad"}]
+    if not named:
+        return "All is well", "well"
+    need = "needs" if len(named) == 1 else "need"
+    return f"{_and(named)} {need} a look", "bad" if any("bad" in level for level in levels.values()) else "look"
+
+
+def _newest(symbol: SymbolQuality) -> int | None:
+    return max((channel.last_ms for channel in symbol.channels if channel.last_ms is not None), default=None)
+
+
+def _subject(quality: Sequence[SymbolQuality], whole: list[float] | None, made_ms: int) -> str:
+    symbols = _and([symbol.symbol for symbol in quality])
+    if whole is None:
+        return f"{symbols}, as of {_time(made_ms)} UTC."
+    start, end = (round(second * 1000) for second in whole)
+    return f"{symbols} from {_time(start)} to {_time(end)} UTC, {length((end - start) / 1000)}."
+
+
+def _examined(symbol: SymbolQuality) -> str:
+    if symbol.start_ms is None or symbol.end_ms is None:
+        return ""
+    span = length((symbol.end_ms - symbol.start_ms) / 1000)
+    return f"{_time(symbol.start_ms)} to {_time(symbol.end_ms)} UTC, {span}, {symbol.rows:,} rows"
+
+
+def _time(ts_ms: int) -> str:
+    """2026-10-12 03:14:05"""
+    return iso(ts_ms)[:19].replace("T", " ")
+
+
+def _size(size: float) -> str:
+    """As page.js writes it: the units of verif.py's report, with their full names."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1023.95:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:,.{1 if unit != 'B' and size < 100 and size % 1 else 0}f} {unit}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1] if names else "")))
+
+
+def _percent(share: float) -> str:
+    """Rounded down: 100 % has no gaps."""
+    return f"{math.floor(share * 100) / 100:.2f} %"
+
+
+# Markup
+
+
+class _Html(str):
+    """Text that is markup already; `_fill` escapes all other."""
+
+    __slots__ = ()
+
+
+def _asset(name: str) -> _Html:
+    return _Html((_ASSETS / name).read_text(encoding="utf-8"))
+
+
+def _fill(name: str, /, **values: object) -> _Html:
+    """Return a template of pipeline/assets/ with its placeholders filled."""
+    return _Html(Template(_asset(name)).substitute({key: _text(value) for key, value in values.items()}))
+
+
+def _text(value: object) -> _Html:
+    """Return `value` as markup that shows it: what has no look of its own, or turns others around, as an escape."""
+    if isinstance(value, _Html):
+        return value
+    seen = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
+    return _Html(html.escape("".join(seen)))
+
+
+def _join(parts: Iterable[str]) -> _Html:
+    return _Html("\n".join(parts))
+
+
+def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
+    def hashes(texts: Iterable[str]) -> str:
+        digests = (hashlib.sha256(text.encode()).digest() for text in texts)
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+
+    return (
+        f"default-src 'none'; script-src {hashes(scripts)}; style-src {hashes(styles)};"
+        " base-uri 'none'; form-action 'none'"
+    )
+
+
+def _card(symbol: SymbolQuality, look: list[_Said], table: TableStorage, made_ms: int) -> _Html:
+    wrong = list(dict.fromkeys(said.short for said in look if said.level in ("look", "bad")))
+    newest = _newest(symbol)
+    most = f", longest {length(max(gap.seconds for gap in symbol.uncovered))}" if symbol.uncovered else ""
+    disk = _disk(table)
+    facts = {
+        "Gaps": "–" if symbol.coverage is None else f"{len(symbol.uncovered):,}" + most,
+        "Newest row": "–" if newest is None else f"{length(max(0, made_ms - newest) / 1000)} old",
+        "Rows": f"{symbol.rows:,}",
+        "Disk": "–" if disk is None else _size(disk),
+    }
+    return _fill(
+        "card.html",
+        table=symbol.table,
+        symbol=symbol.symbol,
+        level="bad" if any(said.level == "bad" for said in look) else "look" if wrong else "well",
+        verdict="No data" if symbol.problem else f"To look at: {', '.join(wrong)}" if wrong else "All is well",
+        coverage="–" if symbol.coverage is None else _percent(symbol.coverage),
+        facts=_join(_tag("dt", name) + _tag("dd", value) for name, value in facts.items()),
+    )
+
+
+def _finding(said: _Said) -> _Html:
+    example = _tag("code", said.example) if said.example else ""
+    return _tag("li", _tag("span", _whole_times(said.text)), example, class_=said.level)
+
+
+def _whole_times(text: str) -> _Html:
+    """Return `text` with its times marked, so that no line breaks amid them."""
+    return _Html(re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", r"<time>\g<0></time>", _text(text)))
+
+
+def _charts(symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | None) -> _Html:
+    key = [_tag("span", "rows came", class_="covered")]
+    if symbol.gaps:
+        key.append(_tag("span", "gap", class_="missing"))
+    start, end = drawn["range"]
+    if whole and end - start < 0.995 * (whole[1] - whole[0]):
+        key.append(_tag("span", "not examined", class_="outside"))
+    count = many(len(symbol.uncovered), "gap")
+    coverage = "too short to tell" if symbol.coverage is None else f"{_percent(symbol.coverage)}, {count}"
+    channels = [channel for channel in symbol.channels if channel.name in drawn["rates"]]
+    rates = [
+        _figure(
+            symbol,
+            "rate",
+            channel.name.capitalize(),
+            _pace(channel),
+            channel=channel.name,
+            labelled=channel is channels[-1],
+        )
+        for channel in channels
+    ]
+    return _fill(
+        "charts.html",
+        coverage=_figure(symbol, "coverage", "Time covered", coverage),
+        key=_join(key),
+        depth_silence=_DEPTH,
+        tickers_silence=_TICKERS,
+        all_silence=_ALL,
+        gaps=_gaps(symbol.uncovered),
+        rates=_join(rates) if rates else _tag("p", "There are no rows in this time.", class_="note"),
+        prices=_prices(symbol, drawn["prices"]),
+        growth=_growth(symbol, drawn["growth"]),
+    )
+
+
+def _figure(
+    symbol: SymbolQuality, chart: str, name: str, readout: str, channel: str = "", labelled: bool = True
+) -> _Html:
+    return _fill(
+        "figure.html",
+        chart=chart,
+        table=symbol.table,
+        channel=channel,
+        labelled="yes" if labelled else "no",
+        name=name,
+        readout=readout,
+        label=f"{symbol.symbol}, {name}: {readout}",
+    )
+
+
+def _pace(channel: ChannelQuality) -> str:
+    if channel.median_per_minute is None:
+        return many(channel.rows, "row")
+    return f"median {channel.median_per_minute:,.0f} a minute, fewest {channel.min_per_minute:,}"
+
+
+def _prices(symbol: SymbolQuality, prices: dict[str, Any] | None) -> _Html:
+    if prices is None:
+        return _tag("p", "There is no order book in this time.", class_="note")
+    digits = prices["digits"]
+    lowest, highest = _least(prices["low"]), _most(prices["high"])
+    spread = statistics.fmean(value for value in prices["spread"] if value is not None)
+    price = f"last {prices['mid'][-1]:,.{digits}f}, {lowest:,.{digits}f} to {highest:,.{digits}f}"
+    widest = f"average {spread:,.{digits}f}, widest {_most(prices['widest']):,.{digits}f}"
+    return _join(
+        (
+            _figure(symbol, "price", "Price, USDT", price, labelled=False),
+            _figure(symbol, "spread", "Spread, USDT", widest),
+        )
+    )
+
+
+def _growth(symbol: SymbolQuality, growth: dict[str, Any] | None) -> _Html:
+    if growth is None:
+        return _tag("p", "ClickHouse does not say what the table takes.", class_="note")
+    rows, each = growth["rows"][-1], growth["bytes_per_row"]
+    hours = (growth["times"][-1] - growth["times"][0]) / 3600
+    daily = f", {_size(rows * each / hours * 24)} a day" if hours >= 1 else ""
+    note = (
+        f"An estimate: the rows of market data by then, times what the table takes for a row today, {each:,.1f} bytes. "
+        "How large it was then is not recorded; small blocks take more until they are compacted."
+    )
+    added = f"{rows:,} rows, about {_size(rows * each)}{daily}"
+    return _join((_figure(symbol, "growth", "Added in this time", added), _tag("p", note, class_="note")))
+
+
+def _gaps(gaps: Sequence[Gap]) -> _Html:
+    if not gaps:
+        return _Html("")
+    longest = sorted(gaps, key=lambda gap: gap.seconds, reverse=True)[:_LISTED_GAPS]
+    rows = [
+        _tag(
+            "tr",
+            _tag("td", gap.channel.replace("+", ", ")),
+            _tag("td", _time(gap.start_ms)),
+            _tag("td", _time(gap.end_ms)),
+            _tag("td", length(gap.seconds), class_="number"),
+            _tag("td", class_="number"),
+            data_start=gap.start_ms / 1000,
+            data_end=gap.end_ms / 1000,
+            data_length=length(gap.seconds),
+        )
+        for gap in longest
+    ]
+    caption = (
+        "All gaps, the longest first"
+        if len(longest) == len(gaps)
+        else f"The longest {len(longest)} of {len(gaps):,} gaps"
+    )
+    return _fill("gaps.html", caption=caption, rows=_join(rows))
+
+
+def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> _Html:
+    """Return what the tables take, one column each, and what to do about it."""
+    tables = storage.tables
+    lines: list[tuple[str, Callable[[TableStorage], str]]] = [("Rows", lambda table: f"{table.records:,}")]
+    lines += [(f"– {name}", partial(_by_type, mt)) for mt, name in _TYPES.items()]
+    if storage.files_seen:
+        lines.append(("data.bin", lambda table: _size(table.data_bin or 0)))
+        lines.append(("index.mrk", lambda table: _size(table.index_mrk or 0)))
+    else:
+        lines.append(("data.bin and index.mrk", lambda table: _size(table.total_bytes or 0)))
+    lines += [
+        ("Bytes a row", lambda table: f"{(_disk(table) or 0) / table.records:,.1f}" if table.records else "–"),
+        ("Blocks", lambda table: f"{table.blocks:,}"),
+        ("Rows a block", lambda table: f"{table.records / table.blocks:,.1f}" if table.blocks else "–"),
+        ("Memory of the server for blocks, about", lambda table: _size(table.block_memory)),
+    ]
+    head = [_tag("th", symbols.get(table.name, table.name), scope="col", class_="number") for table in tables]
+    body = [
+        _tag(
+            "tr",
+            _tag("th", name, scope="row"),
+            *(_tag("td", value(table) if table.exists else "–", class_="number") for table in tables),
+        )
+        for name, value in lines
+    ]
+    notes = [f"{line}." for table in tables if (line := advice(table, compact_blocks))]
+    if storage.volume is not None:
+        notes.append(f"All of ClickHouse takes {_size(storage.volume)}.")
+    return _fill("storage.html", head=_join(head), body=_join(body), notes=_join(_tag("p", note) for note in notes))
+
+
+def _by_type(mt: str, table: TableStorage) -> str:
+    return f"{table.by_type.get(mt, 0):,}"
+
+
+def _tag(name: str, /, *inside: object, **attributes: object) -> _Html:
+    """Return an element; of attributes' names, a last _ is dropped and others become -."""
+    written = (f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"' for key, value in attributes.items())
+    return _Html(f"<{name}{''.join(written)}>{''.join(map(_text, inside))}</{name}>")
+
+
+# What the charts draw
+
+
+def _drawn(symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePoint]) -> dict[str, Any]:
+    """Return what page.js draws for a symbol. Times are seconds since the epoch."""
+    rates = {channel.name: _rate(channel, symbol) for channel in symbol.channels if channel.rows}
+    return {
+        "range": _range(symbol),
+        "lanes": [
+            {"name": name.capitalize(), "missing": missing, "gaps": _marks(symbol, name)}
+            for name, missing in _LANES.items()
+        ],
+        "rates": rates,
+        "prices": _price_series(prices),
+        "growth": _cumulated(symbol, table),
+    }
+
+
+def _range(symbol: SymbolQuality) -> list[float]:
+    """Return the examined time; a moment is made a second, for a chart needs a width."""
+    start, end = (symbol.start_ms or 0) / 1000, (symbol.end_ms or 0) / 1000
+    return [start, end] if end > start else [start - 0.5, end + 0.5]
+
+
+def _marks(symbol: SymbolQuality, channel: str) -> list[tuple[float, float, int, float]]:
+    """Return the gaps of a lane: start, end, how many gaps these are, how many seconds they have in all.
+
+    They are one each, unless there are more of them than can be told apart.
+    """
+    marks = [
+        (gap.start_ms / 1000, gap.end_ms / 1000, 1, round(gap.seconds, 3))
+        for gap in symbol.gaps
+        if gap.channel == channel
+    ]
+    if len(marks) <= _MARKS:
+        return marks
+    start, end = _range(symbol)
+    near = (end - start) / _MARKS
+    joined = marks[:1]
+    for mark in marks[1:]:
+        before = joined[-1]
+        if mark[0] - before[0] < near:
+            joined[-1] = before[0], max(before[1], mark[1]), before[2] + 1, round(before[3] + mark[3], 3)
+        else:
+            joined.append(mark)
+    return joined
+
+
+def _rate(channel: ChannelQuality, symbol: SymbolQuality) -> dict[str, Any]:
+    """Return rows a minute: of each minute, or of several the average with the least and the most.
+
+    The minutes at both ends are whole only by chance, and left out.
+    """
+    start, end = _range(symbol)
+    first, last = math.ceil(start / 60), math.floor(end / 60)
+    if last - first < 3:
+        return _short_rate(channel, start, end)
+    width = _width(last - first)
+    buckets: list[list[int]] = [[] for _ in range(-(-(last - first) // width))]
+    for second, rows in channel.by_minute.items():
+        if first <= second // 60 < last:
+            buckets[(second // 60 - first) // width].append(rows)
+    rate: dict[str, Any] = {"start": first * 60, "step": width * 60}
+    if width == 1:
+        return rate | {"mean": [sum(bucket) for bucket in buckets]}
+    minutes = [min(width, last - first - number * width) for number in range(len(buckets))]
+    return rate | {
+        "mean": [round(sum(bucket) / count, 1) for bucket, count in zip(buckets, minutes, strict=True)],
+        "low": [min(bucket) if len(bucket) == count else 0 for bucket, count in zip(buckets, minutes, strict=True)],
+        "high": [max(bucket, default=0) for bucket in buckets],
+    }
+
+
+def _short_rate(channel: ChannelQuality, start: float, end: float) -> dict[str, Any]:
+    """Return the same from all that there is of a few minutes; a null where that is next to nothing of one."""
+    first, last = math.floor(start / 60), math.ceil(end / 60)
+    mean = []
+    for minute in range(first, last):
+        seconds = min(end, (minute + 1) * 60) - max(start, minute * 60)
+        too_short = seconds < _SHORT and last - first > 1
+        mean.append(None if too_short else round(channel.by_minute.get(minute * 60, 0) * 60 / seconds, 1))
+    return {"start": first * 60, "step": 60, "mean": mean}
+
+
+def _width(minutes: int) -> int:
+    """Return how many minutes a bucket has."""
+    least = -(-minutes // _BUCKETS)
+    return next((width for width in _MINUTES if width >= least), -(-least // 1440) * 1440)
+
+
+def _price_series(prices: Sequence[PricePoint]) -> dict[str, Any] | None:
+    """Return the prices by column, with a null where there were none for a while."""
+    if not prices:
+        return None
+    step_ms = min((after.ts_ms - before.ts_ms for before, after in pairwise(prices)), default=1000)
+    digits = _digits(statistics.median(abs(point.spread) for point in prices))
+    columns: dict[str, list[Any]] = {name: [] for name in ("times", "mid", "low", "high", "spread", "widest")}
+    for number, point in enumerate(prices):
+        if number and point.ts_ms - prices[number - 1].ts_ms > max(10_000, 2.5 * step_ms):
+            columns["times"].append((prices[number - 1].ts_ms + step_ms) / 1000)
+            for name in list(columns)[1:]:
+                columns[name].append(None)
+        columns["times"].append(point.ts_ms / 1000)
+        for name in list(columns)[1:]:
+            columns[name].append(round(getattr(point, name), digits + 1))
+    return columns | {"step": step_ms / 1000, "digits": digits}
+
+
+def _digits(spread: float) -> int:
+    """Return how many decimals a price is shown with, so that half a spread is seen."""
+    return min(8, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 2
+
+
+def _cumulated(symbol: SymbolQuality, table: TableStorage) -> dict[str, Any] | None:
+    """Return how many rows there were by when, and the bytes that one of them takes."""
+    disk = _disk(table)
+    if not table.records or disk is None:
+        return None
+    start, end = _range(symbol)
+    step = 60 * _width(math.ceil((end - start) / 60))
+    added: dict[float, int] = {start: 0}
+    for channel in symbol.channels:
+        for second, rows in channel.by_minute.items():
+            bucket = second // step * step
+            added.setdefault(max(start, bucket), 0)  # where nothing was added before, the line is level
+            until = min(end, bucket + step)
+            added[until] = added.get(until, 0) + rows
+    times = sorted(added)
+    rows_by = list(accumulate(added[time] for time in times))
+    return {"times": times, "rows": rows_by, "bytes_per_row": round(disk / table.records, 3)}
+
+
+def _disk(table: TableStorage) -> int | None:
+    """Return the bytes of a table's files; None where nobody knows."""
+    return (table.data_bin + (table.index_mrk or 0)) if table.data_bin is not None else table.total_bytes
+
+
+def _least(values: Iterable[float | None]) -> float:
+    return min(value for value in values if value is not None)
+
+
+def _most(values: Iterable[float | None]) -> float:
+    return max(value for value in values if value is not None)
