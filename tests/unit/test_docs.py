@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT, Settings
+from pipeline.export import FORMATS, TYPES
 
 README = (PROJECT / "README.md").read_text()
 DOCS = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]
@@ -21,11 +22,16 @@ def test_the_readme_has_each_setting_with_its_default(field: "dataclasses.Field[
     assert default in line
 
 
-@pytest.mark.parametrize("script", ["ch_setup.py", "verif.py"])
+@pytest.mark.parametrize("script", ["ch_setup.py", "verif.py", "export.py"])
 def test_the_readme_has_each_option(script: str) -> None:
     usage = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
     for option in set(re.findall(r"--[a-z-]+", usage.stdout)) - {"--help"}:
         assert f"`{option}" in README or f"{script} {option}" in README
+
+
+@pytest.mark.parametrize("choice", [*TYPES, *FORMATS])
+def test_the_readme_has_each_type_and_format_of_export(choice: str) -> None:
+    assert re.search(rf"^\| `--(type|format)` \|.*`{choice}`", README, re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

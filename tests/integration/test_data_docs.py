@@ -1,0 +1,162 @@
+"""The examples of docs/DATA.md are run as they stand, and their answers are those of plain Python.
+
+So are those of the README that use what is stored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from config import PROJECT, load_settings
+from local.market import frames
+from pipeline.client import connect
+from pipeline.messages import Row, parse_frame
+from tests.stack import Stack, open_stack
+
+TEXT = (PROJECT / "docs" / "DATA.md").read_text()
+EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n[^`]*\n```python\n(.*?)```", TEXT, re.DOTALL))
+
+
+USE_IT = (PROJECT / "README.md").read_text().split("\n## Use it\n")[1].split("\n## ")[0]
+
+
+def ms(text: str) -> int:
+    return int(datetime.fromisoformat(f"{text}+00:00").timestamp() * 1000)
+
+
+FIRST, LAST = ms("2026-10-01"), ms("2026-10-02")  # of the day that the examples are about
+PIECES = ("2026-09-30T23:59:40", "2026-10-01T11:00:00", "2026-10-01T11:01:00", "2026-10-01T23:59:40")
+
+
+def simulated() -> list[Row]:
+    """Return the rows of 40 seconds at several times, across the day's ends and with gaps in between."""
+    rows = []
+    for seed, piece in enumerate(PIECES):
+        elapsed = 0.0
+        for delay, frame in frames("BTC_USDT", seed, ms(piece)):
+            elapsed += delay
+            if elapsed > 40:
+                break
+            rows += parse_frame(frame, "BTC_USDT", 0).rows
+        rows.append(Row(rows[-1].ts_ms, "dp", "[84000,5]|"))  # and a book with one side
+    return rows
+
+
+ROWS = simulated()
+
+
+def of_the_day(mt: str) -> list[Row]:
+    return [row for row in ROWS if row.mt == mt and FIRST <= row.ts_ms < LAST]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with open_stack(tmp_path_factory.mktemp("data")) as stack:
+        stack.clickhouse()
+        stack.setup()
+        with connect(load_settings(stack.env, dotenv=None)) as client:
+            client.execute("INSERT INTO mexc_data.btc (ts, mt, m) VALUES", [row[:3] for row in ROWS])
+        yield stack
+
+
+def answer(archive: Stack, title: str) -> list[str]:
+    """Run an example; return the lines that it prints."""
+    process = archive.run("-c", EXAMPLES[title])
+    assert process.wait() == 0, process.output
+    return process.lines
+
+
+def printed_in_the_document(title: str) -> list[str]:
+    found = re.search(rf"\n## {title}\n.*?```\n\n```\n(.*?)```", TEXT, re.DOTALL)
+    assert found
+    return found[1].splitlines()
+
+
+def test_there_are_three_examples_and_all_of_them_are_tested() -> None:
+    assert list(EXAMPLES) == ["A day's candles", "The average spread by hour", "The depth around one large deal"]
+    assert TEXT.count("```python") == 3
+
+
+def test_a_days_candles(archive: Stack) -> None:
+    hours = defaultdict(list)
+    for row in of_the_day("d"):
+        price, contracts, _ = row.m.split("|")
+        hours[datetime.fromtimestamp(row.ts_ms // 3_600_000 * 3600, UTC)].append((float(price), int(contracts)))
+    assert len(hours) == 3
+    title = "A day's candles"
+    heading, *lines = answer(archive, title)
+    assert heading.split() == printed_in_the_document(title)[0].split()
+    for line, (start, deals) in zip(lines, hours.items(), strict=True):
+        prices = [price for price, _ in deals]
+        expected = [prices[0], max(prices), min(prices), prices[-1], sum(size for _, size in deals), len(deals)]
+        day, time, *numbers = line.split()
+        assert f"{day} {time}" == str(start)
+        assert [float(number) for number in numbers] == expected
+
+
+def test_the_average_spread_by_hour(archive: Stack) -> None:
+    standing: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for book, following in pairwise(of_the_day("dp")):
+        bids, asks = book.m.split("|")
+        if bids and asks:
+            spread = float(asks[1:].split(",")[0]) - float(bids[1:].split(",")[0])
+            seconds = min((following.ts_ms - book.ts_ms) / 1000, 10.0)
+            totals = standing[book.ts_ms // 3_600_000 % 24]
+            totals[0] += spread * seconds
+            totals[1] += seconds
+    assert len(standing) == 3
+    title = "The average spread by hour"
+    heading, *lines = answer(archive, title)
+    assert heading == printed_in_the_document(title)[0]
+    for line, (hour, (weighted, seconds)) in zip(lines, standing.items(), strict=True):
+        assert [float(number) for number in line.split()] == [hour, pytest.approx(weighted / seconds, abs=1e-6)]
+
+
+def test_the_depth_around_one_large_deal(archive: Stack) -> None:
+    deal = max(of_the_day("d"), key=lambda row: int(row.m.split("|")[1]))
+    price, contracts, direction = deal.m.split("|")
+    ts_ms = deal.ts_ms
+    books = [row for row in ROWS if row.mt == "dp" and ts_ms - 2_000 <= row.ts_ms < ts_ms + 2_000]
+    assert len(books) > 2
+    sums: dict[float, list[int]] = defaultdict(lambda: [0, 0])
+    for row in books:
+        for place, text in enumerate(row.m.split("|")):
+            sums[(row.ts_ms - ts_ms) / 1000][place] += sum(map(int, re.findall(r",(\d+)\]", text)))
+    title = "The depth around one large deal"
+    summary, *table = answer(archive, title)
+    shown = printed_in_the_document(title)
+    side = {"1": "buy", "2": "sell"}[direction]
+    at = datetime.fromtimestamp(ts_ms / 1000, UTC).isoformat(" ", "milliseconds").removesuffix("+00:00")
+    assert summary.startswith(f"{side} {contracts} contracts at {float(price)} at {at}")
+    assert [line.split() for line in table[:2]] == [line.split() for line in shown[1:3]]
+    expected = [[seconds, *both] for seconds, both in sorted(sums.items())]
+    assert [[float(number) for number in line.split()] for line in table[2:]] == expected
+
+
+def test_the_files_of_the_readme(archive: Stack, tmp_path: Path) -> None:
+    commands = re.findall(r"^python3 (export\.py .* --out) archive$", USE_IT, re.MULTILINE)
+    assert len(commands) == USE_IT.count("python3 ") == 2
+    for command in commands:
+        export = archive.run(*command.split(), tmp_path)
+        assert export.wait() == 0, export.output
+    shown = re.findall(r"^archive/(.*\.parquet)$", USE_IT, re.MULTILINE)
+    assert len(shown) == 2
+    deals, candles = (pyarrow.parquet.read_table(tmp_path / path, partitioning=None) for path in shown)
+    assert len(deals) == len(of_the_day("d"))
+    assert sum(candles["deals"].to_pylist()) == len(deals)
+
+
+def test_the_python_of_the_readme(archive: Stack) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
+    process = archive.run("-c", example)
+    assert process.wait() == 0, process.output
+    headings = [line.split() for line in process.lines if "start" in line or "bid_price" in line]
+    assert [heading[0] for heading in headings] == ["start", "ts"]
