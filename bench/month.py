@@ -1,6 +1,6 @@
 """The market for long, as fast as it goes, into a fresh local stack with the default settings: does it all stay flat?
 
-    python3 -m bench.month [--minutes N]
+    python3 -m bench.month [--minutes N] [--compact-blocks N]
 
 All three collectors take frames from the simulated exchange as fast as they read them, compacting their tables by
 themselves. Each line of the table is a moment: how many days of the market have passed by then (at the rates of the
@@ -42,8 +42,10 @@ def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(prog="python3 -m bench.month", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60, help="to feed it for (default: %(default)s)")
+    parser.add_argument("--compact-blocks", type=int, default=Settings.compact_blocks, help="default: %(default)s")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="month-") as directory, open_stack(Path(directory)) as stack:
+        stack.env["COMPACT_BLOCKS"] = str(arguments.compact_blocks)
         return month(stack, arguments.minutes * 60)
 
 
