@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := venv/bin
 SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
 SECONDS ?= 40
-ROUNDS ?= 325
+ROUNDS ?= 400
 RATE ?= 200
 
 .PHONY: help demo run test test-browser test-root lint format bench chaos soak clean
@@ -42,7 +42,7 @@ format: venv/dev.done ## Put the code into the one style
 bench: venv/bench.done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
 
-chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=325 of them; nothing may be lost or doubled
+chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them; nothing may be lost or doubled
 	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
 
 soak: venv/dev.done ## An hour's frames through a collector, RATE=200 a second: memory, journal, every row

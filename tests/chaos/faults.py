@@ -10,7 +10,7 @@ from random import Random
 
 from local.clickhouse import MIN_FREE
 from tests.chaos.world import World
-from tests.stack import eventually
+from tests.stack import Process, eventually
 
 Fault = Callable[[World, Random], None]
 
@@ -81,6 +81,32 @@ def collector_killed_while_clickhouse_is_frozen(world: World, chance: Random) ->
     world.server.send(signal.SIGCONT)
 
 
+def compaction_killed(world: World, chance: Random) -> None:
+    _begin_compaction(world, chance).stop(signal.SIGKILL)
+
+
+def clickhouse_killed_amid_compaction(world: World, chance: Random) -> None:
+    compaction = _begin_compaction(world, chance)
+    clickhouse_killed(world, chance)
+    compaction.wait()
+
+
+def compaction_and_collector_killed(world: World, chance: Random) -> None:
+    compaction = _begin_compaction(world, chance)
+    world.kill_collector()
+    time.sleep(chance.uniform(0, 0.3))
+    compaction.stop(signal.SIGKILL)
+    world.start_collector()
+
+
+def _begin_compaction(world: World, chance: Random) -> Process:
+    """Return `ch_setup.py --compact` at some moment of its work, or just before or after it."""
+    compaction = world.stack.start("ch_setup.py", "--compact", "btc")
+    compaction.wait_for("^Compacting ")
+    time.sleep(chance.uniform(0, 0.5))
+    return compaction
+
+
 def journal_disk_full(world: World, chance: Random) -> None:
     world.server.send(signal.SIGSTOP)  # or the journal would reuse the space of what is stored
     with world.disks.full(world.journal, spare=chance.randrange(1 << 15)):
@@ -121,6 +147,9 @@ UNDER_LOAD: tuple[Fault, ...] = (
     collector_killed,
     both_killed,
     collector_killed_while_clickhouse_is_frozen,
+    compaction_killed,
+    clickhouse_killed_amid_compaction,
+    compaction_and_collector_killed,
     journal_disk_full,
 )
 """At a high rate, and without REST, so that it is known of each row whether it has to be there."""

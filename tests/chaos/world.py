@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from clickhouse_driver.errors import ServerException
+
+from pipeline.client import is_missing_table
 from tests.chaos.audit import SentLog, Verdict, compare, must_have_read
 from tests.disks import Disks, small_disks
 from tests.proxy import Proxy, open_proxy
@@ -103,7 +106,19 @@ class World:
     def rows(self, after: int = 0) -> list[StoredRow]:
         """Return the table's rows but the first `after`, in order; as one value, since blocks of one row are slow."""
         query = f"SELECT groupArray((ts, mt, m)) FROM ({_EACH_ROW} LIMIT 1000000000 OFFSET {after})"
-        found: list[StoredRow] = self.stack.query(f"{query} SETTINGS max_threads = 1")[0][0]
+        found: list[StoredRow] = []
+
+        def read() -> bool:
+            try:
+                ((rows,),) = self.stack.query(f"{query} SETTINGS max_threads = 1")
+            except ServerException as error:
+                if is_missing_table(error):
+                    return False
+                raise
+            found.extend(rows)
+            return True
+
+        eventually(read, "a table that is not being compacted")
         return found
 
     def suspicious_lines(self) -> list[str]:
