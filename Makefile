@@ -7,7 +7,7 @@ SECONDS ?= 40
 ROUNDS ?= 400
 RATE ?= 200
 
-.PHONY: help demo run test test-browser test-root lint format bench chaos soak clean
+.PHONY: help demo run test test-debian test-root lint format bench chaos soak clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -19,10 +19,10 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need nothing but Python
-	$(BIN)/pytest -m "not vpn and not docker and not browser" -n 4 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus" -n 4 --dist loadfile $(PYTEST)
 
-test-browser: venv/dev.done ## The report's page in Chromium, which has to be installed
-	$(BIN)/pytest -m browser $(PYTEST)
+test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus; both have to be installed
+	$(BIN)/pytest -m "browser or prometheus" $(PYTEST)
 
 test-root: venv/dev.done ## The tests that need root: VPN in network namespaces, Docker with a daemon of its own
 	$(BIN)/pytest -m vpn -n 4 $(PYTEST)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
 import signal
 import socket
+import subprocess
 import time
+import urllib.parse
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -309,3 +315,65 @@ def test_docker_compose_publishes_nothing_to_others_and_monitoring_only_on_deman
         assert ("ports:" in service) == (name in ("clickhouse", "prometheus", "grafana"))
     for folder in re.findall(r"- \./(monitoring/\S+?):", text):
         assert (PROJECT / folder).is_dir()
+
+
+@contextmanager
+def open_prometheus(directory: Path, scraped: int) -> Iterator[Callable[..., Any]]:
+    """Run Prometheus with the project's files, but every second and on a collector at port `scraped`.
+
+    Yields what asks its API.
+    """
+    text = (MONITORING / "prometheus" / "prometheus.yml").read_text()
+    text = re.sub(r"_interval: \d+s", "_interval: 1s", text)
+    text = re.sub(r"(targets:\n +)(?:- .*\n +)+", rf"\g<1>- 127.0.0.1:{scraped}\n          ", text)
+    (directory / "prometheus.yml").write_text(text)
+    shutil.copy(MONITORING / "prometheus" / "alerts.yml", directory)
+    address = f"127.0.0.1:{free_port()}"
+    config = [f"--config.file={directory}/prometheus.yml", f"--storage.tsdb.path={directory}/data"]
+
+    def ask(what: str, **parameters: str) -> Any:
+        url = f"http://{address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
+            return json.load(answer)["data"]
+
+    def is_ready() -> bool:
+        assert process.poll() is None, (directory / "prometheus.log").read_text()
+        with suppress(OSError):
+            urllib.request.urlopen(f"http://{address}/-/ready", timeout=PATIENCE).close()
+            return True
+        return False
+
+    with (directory / "prometheus.log").open("w") as log:
+        process = subprocess.Popen(["prometheus", *config, f"--web.listen-address={address}"], stderr=log)
+    try:
+        eventually(is_ready, "Prometheus is ready")
+        yield ask
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.prometheus
+def test_prometheus_itself_takes_it_all(running: Stack, tmp_path: Path) -> None:
+    running.exchange("--rate", 100)
+    metrics = Metrics(running, "btc")
+    with open_prometheus(tmp_path, metrics.port) as ask:
+
+        def value(expression: str) -> float:
+            result = ask("query", query=expression)["result"]
+            return float(result[0]["value"][1]) if result else math.nan
+
+        def alerts() -> dict[str, str]:
+            return {alert["labels"]["alertname"]: alert["state"] for alert in ask("alerts")["alerts"]}
+
+        eventually(lambda: value('sum(rate(mexc_rows_appended_total{type="deals"}[10s]))') > 1, "a rate of deals")
+        rules = [rule for group in ask("rules")["groups"] for rule in group["rules"]]
+        assert {rule["name"] for rule in rules} <= set(expressions())
+        assert {rule["health"] for rule in rules} == {"ok"}
+        assert alerts() == {}
+        for where, target in ((panel["title"], target) for panel in PANELS for target in panel["targets"]):
+            expression = target["expr"].replace("$symbol", ".+").replace("$__rate_interval", "10s")
+            found = ask("query", query=expression)["result"]  # raises where it is none
+            assert found or expression.endswith("> 0") or "compaction" in expression, where
+        assert metrics.collector.stop() == 0
+        eventually(lambda: alerts() == {"CollectorDown": "pending"}, "an alert")
