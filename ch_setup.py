@@ -18,8 +18,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clickhouse_driver import Client
+from clickhouse_driver.errors import ErrorCodes, ServerException
 
-from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
+from config import ALL_CONFIGS, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.schema import (
@@ -125,9 +126,14 @@ def compact_tables(settings: Settings, only: str) -> int:
     names = [config["table_name"] for config in ALL_CONFIGS if only in ("", config["table_name"])]
     if not names:
         raise ConfigError(f"There is no table {only} in config.py")
+    exit_code = 0
     for name in names:
-        show(compact(settings, name))
-    return 0
+        try:
+            show(compact(settings, name))
+        except CompactionError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+    return exit_code
 
 
 def show(steps: Iterable[Progress]) -> None:
@@ -165,34 +171,63 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
         print(f"  Dropped {name}")
     create_database(client, database)
     for config in ALL_CONFIGS:
-        name = config["table_name"]
-        if reset and (found := tables_of(client, database, name)):
-            print(f"Deleting {name} table...")
-            for each in found:  # those of a compaction, too
-                drop_table(client, database, {**config, "table_name": each})
+        if reset:
+            delete(client, database, config)
         try:
-            show(resume(settings, name))
+            show(resume(settings, config["table_name"]))
+            while not provide(client, database, config):
+                show(resume(settings, config["table_name"]))
         except BeingCompacted as error:
-            print(f"Leaving {name} table alone: {error}")
-            continue
-        engine = existing_tables(client, database).get(name)
-        if engine is None:
-            holder = table_with_uuid(client, config["uuid"])
-            if holder:
-                print(f"{database}.{name} cannot be created, its UUID is that of {holder}: a server holds it once")
-                return 1
-            print(f"Creating append-only {name} table ({name}/data.bin equivalent)...")
-            create_table(client, database, config)
-        elif engine == ENGINE:
-            print(f"Keeping append-only {name} table, it exists")
-        else:
-            print(f"{database}.{name} exists with engine {engine}, not {ENGINE}: rename or drop it first")
+            print(f"Leaving {config['table_name']} table alone: {error}")
+        except SetupError as error:
+            print(error)
             return 1
     print("\nSetup Summary:")
     for config in ALL_CONFIGS:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
     return 0
+
+
+class SetupError(Exception):
+    """A table cannot be provided; the text is one line that says why."""
+
+
+def delete(client: Client, database: str, config: SymbolConfig) -> None:
+    """Delete a table with what a compaction has made of it, whatever names that gives them meanwhile."""
+    is_said = False
+    while found := tables_of(client, database, config["table_name"]):
+        if not is_said:
+            print(f"Deleting {config['table_name']} table...")
+        is_said = True
+        for each in found:
+            drop_table(client, database, {**config, "table_name": each})
+
+
+def provide(client: Client, database: str, config: SymbolConfig) -> bool:
+    """Create a table unless it exists. Returns False where somebody else does or compacts it just now: look again.
+
+    Raises SetupError.
+    """
+    name = config["table_name"]
+    engine = existing_tables(client, database).get(name)
+    if engine == ENGINE:
+        print(f"Keeping append-only {name} table, it exists")
+        return True
+    if engine:
+        raise SetupError(f"{database}.{name} exists with engine {engine}, not {ENGINE}: rename or drop it first")
+    if holder := table_with_uuid(client, config["uuid"]):
+        if holder in [f"{database}.{each}" for each in tables_of(client, database, name)]:
+            return False
+        raise SetupError(f"{database}.{name} cannot be created, its UUID is that of {holder}: a server holds it once")
+    print(f"Creating append-only {name} table ({name}/data.bin equivalent)...")
+    try:
+        create_table(client, database, config)
+    except ServerException as error:
+        if error.code == ErrorCodes.TABLE_ALREADY_EXISTS:
+            return False
+        raise
+    return True
 
 
 if __name__ == "__main__":

@@ -262,7 +262,7 @@ class _Collector(FeedEvents):
             now = time.monotonic()
             if now - last_sync >= _SYNC:
                 self._sync()
-                self._heartbeat.beat(journal_full=self._journal_full)
+                self._heartbeat.beat(journal_full=self._journal_full, being_compacted=self._table.compaction.under_way)
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
                 say(self._stats.block(now - last_block, self._journal.waiting))

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
-from clickhouse_driver.errors import ServerException
+from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
@@ -42,6 +42,7 @@ BLOCK_ROWS = 65_536
 
 _FIRST_BLOCK_ROWS = 500  # of one-row blocks, each takes some 16 KB of the server's memory until it is joined to others
 _MANY_BLOCKS = 500_000  # beyond that, copy in halves
+_INDEX_BYTES = 340  # of memory for each block, to read all columns
 _SPARE_DISK = 100_000_000  # bytes that are to stay free
 _ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
 _FENCE_TIMEOUT = 60.0  # seconds
@@ -148,6 +149,7 @@ class _Compactor:
         self._rename(self._full_name, self._aside)
         try:
             self._wait_for_others()
+            self._refuse_other_copies()
             blocks, original = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
             yield self._begin(f"Copying {self._full_name}")
             token = found[self._full_name]
@@ -155,6 +157,10 @@ class _Compactor:
             if blocks > _MANY_BLOCKS and free > 2 * size + _SPARE_DISK:
                 yield from self._copy_in_halves(self._aside, self._copying, token)
             else:
+                if blocks > _MANY_BLOCKS:
+                    needs = f"some {_megabytes(_INDEX_BYTES * blocks)} of memory"
+                    less = f"less where {_megabytes(2 * size + _SPARE_DISK)} of disk are free"
+                    yield self._begin(f"Copying {self._full_name} at once: that takes {needs}, and {less}")
                 yield from self._copy(self._aside, self._copying, _FIRST_BLOCK_ROWS)
             _, copy = yield from self._fingerprint(self._copying, f"Checking the copy of {self._full_name}")
             self._verify(copy, original)
@@ -189,15 +195,23 @@ class _Compactor:
             )
         self._rename(asides[0], self._aside)  # from now on it is ours
         self._wait_for_others()
-        copies = self._of("copied", self._tables())
-        self._rows, _, _ = self._look(copies[0] if copies else self._aside)
+        # A table only grows. So the copy that counts is the largest, and one with fewer rows than the table itself is
+        # of an earlier compaction.
+        rows = {each: self._look(each)[0] for each in (*self._of("copied", self._tables()), self._aside)}
+        source = max(rows, key=rows.__getitem__)
+        self._rows = rows[source]
         self._passes = 5
         yield Progress(f"Bringing {self._full_name} back: its compaction was cut short", done=0)
-        if copies:
-            _, copy = yield from self._fingerprint(copies[0], f"Reading the copy of {self._full_name}")
-            yield from self._refill(copies[0], copy)
+        if source != self._aside:
+            _, copy = yield from self._fingerprint(source, f"Reading the copy of {self._full_name}")
+            yield from self._refill(source, copy)
         self._bring_back()
         yield Progress(f"{self._full_name} is back: {self._rows:,} rows", done=1)
+
+    def _refuse_other_copies(self) -> None:
+        """Raise CompactionError if there are copies of others: their owner, if only slow, could yet call them whole."""
+        if others := self._tables().keys() - {self._aside}:
+            raise CompactionError(f"{self._full_name} was not compacted: {', '.join(sorted(others))} came meanwhile")
 
     def _refill(self, copied: str, copy: _Fingerprint) -> Generator[Progress, None, int]:
         """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then."""
@@ -299,7 +313,12 @@ class _Compactor:
             self._client.execute(sql, params, query_id=self._query_id())
 
     def _rename(self, old: str, new: str) -> None:
-        self._run(f"RENAME TABLE {old} TO {new}")
+        try:
+            self._run(f"RENAME TABLE {old} TO {new}")
+        except ServerException as error:
+            if error.code == ErrorCodes.TABLE_ALREADY_EXISTS:  # whoever took it has already brought it back
+                raise self._taken() from None
+            raise
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -384,6 +403,8 @@ class AutoCompaction:
         self._say = say
         self.small_blocks: int | None = None
         """How many blocks the table has beyond those of a compacted one; None where they were not counted yet."""
+        self.under_way = False
+        """Whether rows have to wait for a compaction of the table: this one's, or one that its `Table` has met."""
         self.compactions = 0
         """How often it has compacted the table."""
         self.took = 0.0
@@ -409,6 +430,7 @@ class AutoCompaction:
                 self.small_blocks += 1
             if self.small_blocks <= self._limit or not self._is_time():
                 return True
+            self.under_way = True
             for step in compact(self._settings, self._name):
                 if step.done in (0, 1):
                     self._say(step.text)
@@ -420,6 +442,8 @@ class AutoCompaction:
             self._wait(max(_RETRY, _SHARE * (time.monotonic() - started)))
             self._has_warned = True  # it was just said
             return False
+        finally:
+            self.under_way = False
         self.small_blocks = 0
         self.compactions += 1
         self.took = time.monotonic() - started

@@ -38,6 +38,8 @@ class Status:
     """Rows in the journal that the table is not known to hold."""
     journal_full: bool
     """Whether new rows are lost, because the journal takes no more."""
+    being_compacted: bool = False
+    """Whether rows wait because the table is being compacted."""
 
 
 class Heartbeat:
@@ -58,7 +60,7 @@ class Heartbeat:
         if is_market_data:
             self._last_market = self._last_frame
 
-    def beat(self, *, journal_full: bool) -> None:
+    def beat(self, *, journal_full: bool, being_compacted: bool = False) -> None:
         """Replace the status file, where that is possible; in the main thread."""
         now = time.monotonic()
         waiting, stored = self._journal.waiting, self._journal.stored
@@ -71,6 +73,7 @@ class Heartbeat:
             stuck_for=now - self._last_progress,
             waiting=waiting,
             journal_full=journal_full,
+            being_compacted=being_compacted,
         )
         with suppress(OSError):
             self._new.write_text(json.dumps(asdict(self.status)))
@@ -93,6 +96,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
     if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
         return False, f"nothing came from the exchange for {status.frame_age:.0f} s"
+    if status.being_compacted:
+        return True, f"its table is being compacted, {status.waiting} rows wait"
     if status.stuck_for > settings.stale_timeout + settings.flush_interval:
         waiting = f"{status.waiting} rows wait, safe in the journal"
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"

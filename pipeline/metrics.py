@@ -82,6 +82,7 @@ class Metrics(Collector):
             "mexc_journal_stuck_seconds", "For how long rows wait and ClickHouse has taken none", status.stuck_for
         )
         yield self._gauge("mexc_table_rows", "Rows that the table is known to hold", self._journal.stored)
+        yield self._gauge("mexc_table_being_compacted", "1 while rows wait for a compaction", compaction.under_way)
         yield self._gauge("mexc_table_small_blocks", "Blocks that a compaction would save", compaction.small_blocks)
         yield self._counter("mexc_compactions", "Compactions of the table by the collector", compaction.compactions)
         yield self._gauge(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from config import Settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
-from pipeline.compact import AutoCompaction, CompactionError, resume, tables_of
+from pipeline.compact import AutoCompaction, BeingCompacted, CompactionError, resume, tables_of
 from pipeline.journal import Journal, JournalFull
 
 _SETTINGS = {
@@ -67,6 +67,26 @@ class Table:
 
         Raises one of APPEND_ERRORS; the rows then stay in the journal.
         """
+        try:
+            rows = self._append_pending()
+        except BaseException as error:
+            self.compaction.under_way = isinstance(error, BeingCompacted)
+            raise
+        self.compaction.under_way = False
+        return rows
+
+    def compact_if_due(self, stopping: Callable[[], bool]) -> None:
+        """After an INSERT: rewrite the table into big blocks, where it has come to hold too many small ones.
+
+        This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.compact.
+        """
+        self.in_step = self.compaction.inserted(stopping)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.disconnect()
+
+    def _append_pending(self) -> list[tuple[int, str, str]]:
         if not self.in_step:
             self._get_in_step()
             self.in_step = True
@@ -91,19 +111,9 @@ class Table:
         self.on_insert(len(rows), took)
         return rows
 
-    def compact_if_due(self, stopping: Callable[[], bool]) -> None:
-        """After an INSERT: rewrite the table into big blocks, where it has come to hold too many small ones.
-
-        This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.compact.
-        """
-        self.in_step = self.compaction.inserted(stopping)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.disconnect()
-
     def _get_in_step(self) -> None:
         """Make the journal agree with the table on which rows are stored."""
+        self.compaction.small_blocks = None  # the table may have been rewritten, or be another one
         self._client.disconnect()
         self._wait_for_earlier_inserts()
         count, token = self._state()
@@ -152,6 +162,7 @@ class Table:
         parameters = {"database": self._database, "name": self._name}
         found = self._client.execute(query, parameters)
         if not found and tables_of(self._client, self._database, self._name):
+            self.compaction.under_way = True
             for step in resume(self._settings, self._name):
                 if step.done in (0, 1):
                     self._say(step.text)

@@ -9,8 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from clickhouse_driver import Client
 
-from config import ALL_CONFIGS, PROJECT
+import ch_setup
+from config import ALL_CONFIGS, PROJECT, load_settings
+from pipeline import compact, schema
+from pipeline.client import connect
 from tests.stack import Process, Stack, free_port, open_stack
 
 SUMMARY = [
@@ -138,6 +142,53 @@ def test_reset_gives_empty_tables_with_new_tokens_under_the_same_uuids(filled: S
     assert [(name, uuid) for name, uuid, *_ in after] == [(name, uuid) for name, uuid, *_ in before]
     assert not {comment for _, _, comment, *_ in after} & {comment for _, _, comment, *_ in before}
     assert [filled.count(name) for name in ("btc", "eth", "sol")] == [0, 0, 0]
+
+
+def test_reset_deletes_a_table_that_a_compaction_has_just_renamed(
+    filled: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tables(filled)
+    tables_of = compact.tables_of
+
+    def list_and_rename(client: Client, database: str, name: str) -> dict[str, str]:
+        found = tables_of(client, database, name)
+        if name in found and found[name] in {token for _, _, token, *_ in before}:
+            filled.query(f"RENAME TABLE mexc_data.{name} TO mexc_data.{name}_compacting_00c0ffee")
+        return found
+
+    monkeypatch.setattr(ch_setup, "tables_of", list_and_rename)
+    settings = load_settings(filled.env, dotenv=None)
+    assert ch_setup.set_up(connect(settings), settings, reset=True) == 0
+    assert capsys.readouterr().out.count("Creating append-only") == 3
+    after = tables(filled)
+    assert [(name, uuid) for name, uuid, *_ in after] == [(name, uuid) for name, uuid, *_ in before]
+    assert not {comment for _, _, comment, *_ in after} & {comment for _, _, comment, *_ in before}
+
+
+def test_several_at_once_on_a_fresh_server(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        setups = [stack.start("ch_setup.py") for _ in range(4)]
+        assert [setup.wait() for setup in setups] == [0] * 4, [setup.output for setup in setups]
+        assert [name for name, *_ in tables(stack)] == ["btc", "eth", "sol"]
+
+
+def test_a_compaction_that_begins_amid_it_is_left_alone(
+    filled: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = tables(filled)
+    existing_tables = schema.existing_tables
+
+    def rename_and_list(client: Client, database: str) -> dict[str, str]:
+        monkeypatch.setattr(ch_setup, "existing_tables", existing_tables)
+        filled.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_00c0ffee")
+        return existing_tables(client, database)
+
+    monkeypatch.setattr(ch_setup, "existing_tables", rename_and_list)
+    settings = load_settings(filled.env, dotenv=None)
+    assert ch_setup.set_up(connect(settings), settings, reset=False) == 0
+    assert "mexc_data.btc is back: " in capsys.readouterr().out
+    assert tables(filled) == before
 
 
 def test_reset_asks_first_and_yes_goes_on(filled: Stack) -> None:

@@ -310,7 +310,9 @@ def test_a_table_that_was_filled_wrongly_is_filled_again(filled: Stack) -> None:
     before = snapshot(filled)
     steps = compact(settings_of(filled), "btc")
     advance(steps, "Checking mexc_data.btc")
-    filled.query(f"INSERT INTO {hidden(filled, 'compacting')} SELECT 0, 'd', 'one more'")
+    aside = hidden(filled, "compacting")
+    filled.query(f"TRUNCATE TABLE {aside}")
+    filled.query(f"INSERT INTO {aside} SELECT 0, 'd', 'wrong' FROM numbers({len(before.rows)})")
     with pytest.raises(CompactionError, match="differs from it"):
         run(steps)
     run(resume(settings_of(filled), "btc"))
@@ -417,13 +419,65 @@ def test_what_another_process_works_on_is_left_alone(filled: Stack) -> None:
     finish = begin_statement(filled, "compact mexc_data.btc of another", "eth")
     setup = filled.setup()
     assert "Leaving btc table alone: mexc_data.btc is being compacted by another process" in setup.output
-    again = filled.run("ch_setup.py", "--compact")
+    again = filled.run("ch_setup.py", "--compact", "btc")
     assert again.wait() == 1
     assert again.output == "mexc_data.btc is being compacted by another process"
     assert "btc" not in tables(filled)
     finish([])
     filled.setup()
     assert snapshot(filled) == before
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("rows", ["fewer", "more"])
+def test_of_several_copies_the_largest_counts_unless_the_table_is_larger(filled: Stack, rows: str) -> None:
+    before = snapshot(filled)
+    advance(compact(settings_of(filled), "btc"), "Checking mexc_data.btc" if rows == "fewer" else "Copying")
+    # What a process has left that was slow: it called its copy whole when the table had grown already.
+    filled.query(f"CREATE TABLE mexc_data.btc_copied_00c0ffee AS mexc_data.eth COMMENT '{before.token}'")
+    filled.query("INSERT INTO mexc_data.btc_copied_00c0ffee VALUES (0, 'd', '1|1|1')")
+    if rows == "fewer":
+        filled.query(f"TRUNCATE TABLE {hidden(filled, 'compacting')}")
+    run(resume(settings_of(filled), "btc"))
+    assert snapshot(filled) == before
+    assert tables(filled) == UNTOUCHED
+
+
+def test_it_does_not_begin_beside_a_copy_of_somebody_else(filled: Stack) -> None:
+    before = snapshot(filled)
+    steps = compact(settings_of(filled), "btc")
+    next(steps)
+    filled.query(f"CREATE TABLE mexc_data.btc_copying_00c0ffee AS mexc_data.eth COMMENT '{before.token}'")
+    with pytest.raises(CompactionError, match="btc_copying_00c0ffee came meanwhile"):
+        run(steps)
+    assert snapshot(filled) == before
+    assert tables(filled) == UNTOUCHED
+
+
+def test_who_is_late_is_told_that_the_table_is_back(filled: Stack) -> None:
+    steps = compact(settings_of(filled), "btc")
+    advance(steps, "Deleting the copy")
+    filled.query(f"CREATE TABLE mexc_data.btc AS {hidden(filled, 'compacting')}")
+    with pytest.raises(BeingCompacted):
+        run(steps)
+
+
+def test_one_table_that_is_not_compacted_does_not_keep_the_others_from_it(
+    filled: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        filled.query("INSERT INTO mexc_data.sol VALUES (0, 'd', '1|1|1')")
+
+    def refuse(settings: Settings, name: str) -> Iterator[Progress]:
+        if name == "btc":
+            raise CompactionError("btc was not compacted")
+        return compact(settings, name)
+
+    monkeypatch.setattr(ch_setup, "compact", refuse)
+    assert ch_setup.compact_tables(settings_of(filled), "") == 1
+    said = capsys.readouterr()
+    assert said.err == "btc was not compacted\n"
+    assert re.search(r"^Compacted mexc_data.sol: 3 rows; 3 blocks before, 1 now", said.out, re.MULTILINE)
 
 
 # While collectors run

@@ -42,6 +42,15 @@ sys.exit(collect(BTC_CONFIG))
 """
 
 
+# A statement that takes eight seconds, under the name of a compaction's.
+SLEEPING = """
+from config import load_settings
+from pipeline.client import connect
+connect(load_settings()).execute("SELECT sum(sleepEachRow(1)) FROM numbers(8) SETTINGS max_block_size = 1",
+    query_id="compact mexc_data.btc of another")
+"""
+
+
 class Metrics:
     """A collector that serves metrics, and what they were when last asked."""
 
@@ -193,6 +202,36 @@ def test_a_compaction_is_counted(served: Metrics) -> None:
     assert 0 < served.of("mexc_last_compaction_duration_seconds") < PATIENCE
 
 
+def test_small_blocks_are_counted_anew_after_a_compaction_by_hand(running: Stack) -> None:
+    running.exchange("--rate", 50)
+    metrics = Metrics(running, "btc", COMPACT_BLOCKS=100_000)
+    metrics.eventually("mexc_table_small_blocks", 150)
+    assert running.run("ch_setup.py", "--compact", "btc").wait() == 0
+
+    def are_few() -> bool:
+        metrics.ask()
+        return any(value < 100 for _, value in metrics.samples.get("mexc_table_small_blocks", []))
+
+    eventually(are_few, "few small blocks")
+
+
+def test_a_table_that_is_being_compacted_is_not_stuck(running: Stack) -> None:
+    running.exchange("--rate", 50)
+    metrics = Metrics(running, "btc")
+    metrics.eventually("mexc_table_rows", 10)
+    assert metrics.of("mexc_table_being_compacted") == 0
+    # As another process would that copies for long.
+    running.start("-c", SLEEPING)
+    running.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_00c0ffee")
+    metrics.eventually("mexc_table_being_compacted", 1)
+    metrics.eventually("mexc_journal_stuck_seconds", 3)
+    health = running.run("-m", "pipeline.health", STALE_TIMEOUT=2, PING_INTERVAL=1)
+    assert re.fullmatch(r"btc: its table is being compacted, \d+ rows wait", health.output)
+    assert health.wait() == 0
+    eventually(lambda: metrics.of("mexc_table_being_compacted") == 0, "the collector brings it back")
+    metrics.eventually("mexc_table_rows", 100)
+
+
 def test_rows_that_the_journal_refuses_are_counted(stack: Stack) -> None:
     stack.exchange("--rate", 3000)
     metrics = Metrics(stack, "btc", JOURNAL_MAX_MB=1)
@@ -274,7 +313,7 @@ def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> Non
 def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
     explained = (MONITORING / "README.md").read_text()
     expected = {re.sub("_(bucket|sum|count)$", "", name) for name in served.samples if name.startswith("mexc_")}
-    assert len(expected) == 17
+    assert len(expected) == 18
     for name in expected:
         assert any(name in target["expr"] for panel in PANELS for target in panel["targets"]), name
         assert f"`{name}`" in explained
