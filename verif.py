@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.human import human_size, many
 from pipeline.storage import Storage, TableStorage, advice, survey
 from pipeline.times import from_ms, parse_time
@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # what the other reports take to import, the plain one need n
 _TYPES = {"t": "Ticker messages", "d": "Deal messages", "dp": "Depth messages", "dl": "Dead letters"}
 _SHORT, _LONG = 120.0, 3600.0  # seconds without a word from the server; some say none while they look for rows
 _WATCH_EVERY = 5.0  # seconds
+_MOST_SECONDS = 1e9  # of an option
 
 
 def main() -> int:
@@ -55,8 +56,7 @@ def main() -> int:
         reports = Reports(options, settings)
         code = reports.make()
     except CLICKHOUSE_ERRORS as error:
-        hint = "; one that is being compacted is there again in a while" if is_missing_table(error) else ""
-        print(explain(error, settings) + hint, file=sys.stderr)
+        print(explain(error, settings), file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:  # in the image of the collectors
         print(f"That needs {error.name}: use the environment that setup.sh makes", file=sys.stderr)
@@ -68,8 +68,17 @@ def main() -> int:
             print(text, file=sys.stderr if is_trouble else sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `verif.py | head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
+    except OSError as error:
+        _silence_stdout()
+        print(f"The report cannot be printed: {error.strerror}", file=sys.stderr)
+        return 1
     return code
+
+
+def _silence_stdout() -> None:
+    """Let nobody try again, at the end, to write what could not be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_options() -> argparse.Namespace:
@@ -101,7 +110,7 @@ def parse_options() -> argparse.Namespace:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0 < seconds < math.inf:
+    if not 0 < seconds <= _MOST_SECONDS:
         raise ValueError
     return seconds
 
@@ -118,9 +127,10 @@ def _time(text: str) -> datetime:
 
 def _file(text: str) -> Path:
     path = Path(text)
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a directory that is there")
-    return path
+    with suppress(OSError):
+        if not path.is_dir() and path.absolute().parent.is_dir():
+            return path
+    raise argparse.ArgumentTypeError(f"{text} cannot be written: give a file in a directory that is there")
 
 
 class Reports:
@@ -208,7 +218,11 @@ class Reports:
             return self._code_for_records
         prices = {
             symbol.table: read_prices(
-                self._client, self._database, symbol.table, from_ms(symbol.start_ms), from_ms(symbol.end_ms)
+                self._client,
+                self._database,
+                symbol.table,
+                from_ms(symbol.start_ms),
+                self._options.end or from_ms(symbol.end_ms + 1),  # the newest row is in it
             )
             for symbol in self._quality
             if symbol.start_ms is not None and symbol.end_ms is not None
@@ -232,7 +246,14 @@ class Reports:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file so that, whatever happens, there is the old one or the new one. Raises OSError."""
+    """Write a file so that, whatever happens, there is the old one or the new one. Raises OSError.
+
+    What is no file, such as a pipe, is written to; a link stays one.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    path = path.resolve()
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         new.write_text(text, encoding="utf-8")

@@ -28,7 +28,7 @@ import uuid
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
@@ -36,6 +36,8 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 from config import Settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
 from pipeline.schema import ENGINE
+
+_T = TypeVar("_T")
 
 BLOCK_ROWS = 65_536
 """Rows of a big block."""
@@ -105,6 +107,37 @@ def tables_of(client: Client, database: str, name: str) -> dict[str, str]:
     query = "SELECT name, comment FROM system.tables WHERE database = %(database)s AND match(name, %(pattern)s)"
     pattern = f"^{re.escape(name)}(_(compacting|copying|contents|types|copied)_[0-9a-f]{{8}})?$"
     return dict(client.execute(query, {"database": database, "pattern": pattern}))
+
+
+def read_table(client: Client, database: str, name: str, read: Callable[[str], _T]) -> _T | None:
+    """Return what `read` makes of the table that has the rows of `name`; None if there is no such table.
+
+    That is the table itself or, while it is being compacted, the one that its rows are in.
+    """
+    while True:
+        tables = tables_of(client, database, name)
+        copied, aside = ([each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting"))
+        sources = [name] if name in tables else copied or aside
+        if not sources:
+            return None
+        try:
+            return read(f"{database}.{sources[0]}")
+        except ServerException as error:
+            if not is_missing_table(error):
+                raise
+            time.sleep(_POLL)  # it has another name since a moment ago
+
+
+def is_being_compacted(client: Client, database: str, name: str) -> bool:
+    """Return whether somebody is compacting the table; what is left of a compaction that died does not count."""
+    query = "SELECT count() FROM system.processes WHERE startsWith(query_id, %(id)s)"
+    give_up = time.monotonic() + _ALIVE
+    while (tables := tables_of(client, database, name)) and name not in tables and time.monotonic() < give_up:
+        ((running,),) = client.execute(query, {"id": f"compact {database}.{name} "})
+        if running:
+            return True
+        time.sleep(_POLL)
+    return False
 
 
 class _Fingerprint(NamedTuple):

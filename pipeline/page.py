@@ -25,6 +25,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
+from pipeline.compact import read_table
 from pipeline.human import length, many
 from pipeline.quality import (
     ALL_SILENCE_MS,
@@ -34,7 +35,6 @@ from pipeline.quality import (
     Finding,
     Gap,
     SymbolQuality,
-    _read_table,
 )
 from pipeline.storage import Storage, TableStorage, advice
 from pipeline.times import iso, to_ms
@@ -97,12 +97,12 @@ def read_prices(
             ask - bid AS spread
         SELECT intDiv(ts_ms, %(step)s) AS bucket, avg(mid), min(mid), max(mid), avg(spread), max(spread)
         FROM {source}
-        WHERE mt = 'dp' AND ts_ms >= %(start)s AND ts_ms < %(end)s AND middle > 0 AND isFinite(mid)
+        WHERE mt = 'dp' AND ts_ms >= %(start)s AND ts_ms < %(end)s AND middle > 0 AND mid < 1e15
         GROUP BY bucket ORDER BY bucket
         SETTINGS max_threads = 1, max_execution_time = 0
     """
     arguments = {"start": start_ms, "end": end_ms, "step": step_ms}
-    rows = _read_table(client, database, table, lambda source: client.execute(query.format(source=source), arguments))
+    rows = read_table(client, database, table, lambda source: client.execute(query.format(source=source), arguments))
     return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
 
 
@@ -228,6 +228,7 @@ def _soundness(symbol: SymbolQuality) -> Iterable[_Said]:
             ("crossed books", symbol.crossed_books, "of depth crossed: the best bid is not below the best ask"),
             ("unsorted books", symbol.unsorted_books, "of depth with levels that are not in the order of their price"),
             ("unreadable books", symbol.unreadable_books, "of depth that cannot be read, or without two sides"),
+            ("misdated rows", symbol.misdated, "dated before 2018 or after tomorrow, not examined"),
         )
         if found.count
     )
@@ -275,7 +276,7 @@ def _examined(symbol: SymbolQuality) -> str:
     if symbol.start_ms is None or symbol.end_ms is None:
         return ""
     span = length((symbol.end_ms - symbol.start_ms) / 1000)
-    return f"{_time(symbol.start_ms)} to {_time(symbol.end_ms)} UTC, {span}, {symbol.rows:,} rows"
+    return f"{_time(symbol.start_ms)} to {_time(symbol.end_ms)} UTC, {span}, {many(symbol.rows, 'row')}"
 
 
 def _time(ts_ms: int) -> str:
@@ -457,7 +458,7 @@ def _growth(symbol: SymbolQuality, growth: dict[str, Any] | None) -> _Html:
         f"An estimate: the rows of market data by then, times what the table takes for a row today, {each:,.1f} bytes. "
         "How large it was then is not recorded; small blocks take more until they are compacted."
     )
-    added = f"{rows:,} rows, about {_size(rows * each)}{daily}"
+    added = f"{many(rows, 'row')}, about {_size(rows * each)}{daily}"
     return _join((_figure(symbol, "growth", "Added in this time", added), _tag("p", note, class_="note")))
 
 

@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from clickhouse_driver import Client
-from clickhouse_driver.errors import ServerException
 
 from config import SymbolConfig
-from pipeline.client import is_missing_table
-from pipeline.compact import tables_of
+from pipeline.compact import is_being_compacted, read_table
 from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, parse_frame
 from pipeline.progress import progress
 from pipeline.times import to_ms
@@ -39,15 +35,14 @@ CHANNELS = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth"}
 DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS = 10_000, 30_000, 10_000
 """How long depth, tickers, or all channels together may be silent before it is a gap."""
 
+_OLDEST = to_ms(datetime(2018, 1, 1, tzinfo=UTC))  # MEXC is not older
+_DAY_MS = 86_400_000
 _FILLED_MS = 1_000  # deals are filled in once market data has gone on for over a second, see pipeline.gaps
 _FULL_MINUTES = 3  # of fewer, there is no median worth the name
 _BATCH_ROWS = 65_536
-_ALIVE = 3.0  # seconds; a compaction without a statement on the server for so long does not go on
-_POLL = 0.1  # seconds
 
 _Times = npt.NDArray[np.int64]
 _Bounds = tuple[int | None, int | None]
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -159,6 +154,9 @@ class SymbolQuality:
     """Depth rows with bids that do not fall, or asks that do not rise, from level to level."""
     unreadable_books: Finding = field(default_factory=Finding)
     """Depth rows that do not have two sides of prices and amounts, or have a price that is no number."""
+    misdated: Finding = field(default_factory=Finding)
+    """Rows of market data dated before MEXC existed or later than tomorrow. They are in `rows`, and in nothing else:
+    one of them would make a gap of years."""
 
 
 @dataclass(frozen=True)
@@ -224,45 +222,11 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
     found = []
     for config in configs:
         name = config["table_name"]
-        being_compacted = _is_being_compacted(client, database, name)  # first, for it may end meanwhile
-        answer = _read_table(client, database, name, read)
+        being_compacted = is_being_compacted(client, database, name)  # first, for it may end meanwhile
+        answer = read_table(client, database, name, read)
         rows, ts_ms = answer or (0, 0)
         found.append(Newest(config["symbol"], name, answer is not None, ts_ms if rows else None, being_compacted))
     return found
-
-
-# Where the rows are
-
-
-def _read_table(client: Client, database: str, name: str, read: Callable[[str], _T]) -> _T | None:
-    """Return what `read` makes of the table that has the rows of `name`; None if there is no such table.
-
-    That is the table itself or, while it is being compacted, the one that its rows are in; see pipeline.compact.
-    """
-    while True:
-        tables = tables_of(client, database, name)
-        copied, aside = ([each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting"))
-        sources = [name] if name in tables else copied or aside
-        if not sources:
-            return None
-        try:
-            return read(f"{database}.{sources[0]}")
-        except ServerException as error:
-            if not is_missing_table(error):
-                raise
-            time.sleep(_POLL)  # it has another name since a moment ago
-
-
-def _is_being_compacted(client: Client, database: str, name: str) -> bool:
-    """Return whether somebody is compacting the table; what is left of a compaction that died does not count."""
-    query = "SELECT count() FROM system.processes WHERE startsWith(query_id, %(id)s)"
-    give_up = time.monotonic() + _ALIVE
-    while (tables := tables_of(client, database, name)) and name not in tables and time.monotonic() < give_up:
-        ((running,),) = client.execute(query, {"id": f"compact {database}.{name} "})
-        if running:
-            return True
-        time.sleep(_POLL)
-    return False
 
 
 # Reading
@@ -304,13 +268,13 @@ def _examine_symbol(
     client: Client, database: str, config: SymbolConfig, bounds: _Bounds, advance: Callable[[float], None]
 ) -> SymbolQuality:
     def read(source: str) -> Scan:
-        scan = Scan(config["symbol"])
+        scan = Scan(config["symbol"], to_ms(datetime.now(UTC)))
         for rows in _stream(client, source, bounds, advance):
             packed, texts = zip(*rows, strict=True)
             scan.add(np.frombuffer(b"".join(packed), _ROW), texts)
         return scan
 
-    scan = _read_table(client, database, config["table_name"], read)
+    scan = read_table(client, database, config["table_name"], read)
     quality = SymbolQuality(config["symbol"], config["table_name"])
     if scan is None:
         quality.problem = "there is no such table, run ch_setup.py"
@@ -430,8 +394,10 @@ class _Channel:
 class Scan:
     """What is known of one symbol's rows so far."""
 
-    def __init__(self, symbol: str) -> None:
+    def __init__(self, symbol: str, now_ms: int) -> None:
         self._symbol = symbol
+        self._latest = now_ms + _DAY_MS
+        self._misdated = Finding()
         self._rows = 0
         self._channels = {mt: _Channel() for mt in CHANNELS}
         self._newest: int | None = None
@@ -446,6 +412,9 @@ class Scan:
         for at in np.flatnonzero(rows["mt"] == _NUMBERS[DEADLETTER]).tolist():
             self._add_dead_letter(int(rows["ts"][at]), texts[at].decode(errors="replace"))
         market = rows[rows["mt"] != _NUMBERS[DEADLETTER]]
+        is_dated = (market["ts"] >= _OLDEST) & (market["ts"] <= self._latest)
+        self._misdated.note(market["ts"], ~is_dated)
+        market = market[is_dated]
         if not len(market):
             return
         for mt, channel in self._channels.items():
@@ -470,6 +439,7 @@ class Scan:
         if start is None:
             start = min((each.oldest for each in self._channels.values() if each.oldest is not None), default=None)
         quality.rows = self._rows
+        quality.misdated = self._misdated
         quality.dead_letters = sorted(self._dead_letters.values(), key=lambda letters: -letters.count)
         if start is None or end is None or start > end:
             quality.problem = "there are no rows of market data" if self._rows else "there are no rows"

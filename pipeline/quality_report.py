@@ -32,6 +32,9 @@ def as_text(quality: SymbolQuality) -> str:
         lines += _indented(_table([_CHANNEL_HEADER, *map(_channel_cells, quality.channels)], "<>>><<<>"))
         lines += _indented(["", *_gap_lines(quality.uncovered), *_reconnect_lines(quality.reconnects)])
         lines += _indented([_books(quality)])
+        if quality.misdated.count:
+            misdated = _finding(quality.misdated, "rows")
+            lines += _indented([f"{misdated} dated before 2018 or after tomorrow, not examined"])
     lines += _indented(_dead_letter_lines(quality))
     return "\n".join(lines)
 
@@ -53,6 +56,7 @@ def verdict(quality: SymbolQuality) -> str:
             (quality.crossed_books, "crossed book"),
             (quality.unsorted_books, "unsorted book"),
             (quality.unreadable_books, "unreadable book"),
+            (quality.misdated, "misdated row"),
         )
         if finding.count
     ]

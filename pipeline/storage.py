@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings, SymbolConfig
-from pipeline.compact import BLOCK_ROWS
+from pipeline.compact import BLOCK_ROWS, read_table
 from pipeline.progress import progress
-from pipeline.schema import existing_tables
 
 _TRIES = 50  # to see all files: each INSERT makes one that is gone a moment later, and then a try fails
 _BLOCK_MEMORY = 450  # bytes of the server's; 430 to 475 were measured
@@ -24,6 +24,8 @@ class TableStorage:
 
     name: str
     exists: bool = False
+    being_compacted: bool = False
+    """Whether the rows have been counted where a compaction keeps them meanwhile, since there is none by this name."""
     records: int = 0
     by_type: dict[str, int] = field(default_factory=dict)
     """Records by message type: t, d, dp, dl."""
@@ -61,23 +63,16 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, sh
     All rows are read, of their columns only `mt`; with `show_progress` a terminal sees how far that is.
     """
     tables = [TableStorage(config["table_name"]) for config in configs]
-    found = existing_tables(client, database)
     query = "SELECT sum(total_rows) FROM system.tables WHERE database = %(database)s AND name IN %(names)s"
     ((rows,),) = client.execute(query, {"database": database, "names": [table.name for table in tables]})
     with progress("Counting records", rows) if show_progress else nullcontext(lambda count: None) as advance:
         for table in tables:
-            table.exists = table.name in found
-            if table.exists:
-                _count(client, database, table, advance)
-    # Last, for after a restart ClickHouse knows total_bytes only of a table that was read.
-    query = "SELECT name, data_paths[1], total_bytes FROM system.tables WHERE database = %(database)s"
-    directories = {name: rest for name, *rest in client.execute(query, {"database": database})}
+            table.exists = bool(read_table(client, database, table.name, partial(_count, client, table, advance)))
     files = _files(client)
     for table in tables:
-        if table.name in directories:
-            path, table.total_bytes = directories[table.name]
-            table.data_bin = files.get(f"{path}data.bin")
-            table.index_mrk = files.get(f"{path}index.mrk")
+        path = read_table(client, database, table.name, partial(_look, client, table)) if table.exists else None
+        table.data_bin = files.get(f"{path}data.bin")
+        table.index_mrk = files.get(f"{path}index.mrk")
     # The server may show other files than these; an empty table has none.
     seen = bool(files) and all(table.data_bin is not None for table in tables if table.records)
     return Storage(tables, seen, sum(files.values()) if seen else None)
@@ -86,8 +81,10 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, sh
 def advice(table: TableStorage, compact_blocks: int) -> str:
     """Return a line on what to do about the table's small blocks; nothing where they are no more than they have to be.
 
-    `compact_blocks` is the setting COMPACT_BLOCKS.
+    Where it is being compacted already, that is the line. `compact_blocks` is the setting COMPACT_BLOCKS.
     """
+    if table.being_compacted:
+        return f"{table.name} is being compacted: new rows wait in the journal"
     begin = f"{table.name} is fragmented: {table.small_blocks:,} small blocks"
     compact_now = f"python3 ch_setup.py --compact {table.name}"
     if not compact_blocks and table.small_blocks > Settings.compact_blocks:
@@ -100,19 +97,34 @@ def advice(table: TableStorage, compact_blocks: int) -> str:
     return ""
 
 
-def _count(client: Client, database: str, table: TableStorage, advance: Callable[[float], None]) -> None:
-    query = f"SELECT mt, count(), countIf(rowNumberInBlock() = 0) FROM {database}.{table.name} GROUP BY mt ORDER BY mt"
+def _count(client: Client, table: TableStorage, advance: Callable[[float], None], source: str) -> bool:
+    """Count the rows and blocks of `table`, which are in the table `source`; return True."""
+    query = f"SELECT mt, count(), countIf(rowNumberInBlock() = 0) FROM {source} GROUP BY mt ORDER BY mt"
     answer = client.execute_with_progress(query)
     seen = 0
     for counted, _ in answer:
         advance(counted - seen)
         seen = counted
-    for mt, records, first_in_block in answer.get_result():
-        table.by_type[mt] = records
-        table.records += records
-        table.blocks += first_in_block
+    counts = answer.get_result()
+    table.by_type = {mt: records for mt, records, _ in counts}
+    table.records = sum(table.by_type.values())
+    table.blocks = sum(first_in_block for *_, first_in_block in counts)
     table.small_blocks = max(0, table.blocks - -(-table.records // BLOCK_ROWS))
     table.block_memory = table.blocks * _BLOCK_MEMORY
+    table.being_compacted = source.partition(".")[2] != table.name
+    return True
+
+
+def _look(client: Client, table: TableStorage, source: str) -> str:
+    """Note the bytes of `table`, whose rows are in the table `source`; return the directory that they are in.
+
+    After a restart, ClickHouse knows them only of a table that was read.
+    """
+    query = "SELECT data_paths[1], total_bytes FROM system.tables WHERE database = %(database)s AND name = %(name)s"
+    database, _, name = source.partition(".")
+    for path, table.total_bytes in client.execute(query, {"database": database, "name": name}):
+        return str(path)
+    return ""
 
 
 def _files(client: Client) -> dict[str, int]:

@@ -191,7 +191,7 @@ class _Archive:
 
     def _why_missing(self, name: str) -> str:
         if tables_of(self._client, self._database, name):
-            return "is being compacted: rows wait in the journal"
+            return "is being compacted, rows wait; if nobody does, ch_setup.py finishes it"
         return "does not exist: run ch_setup.py"
 
     def _count(self) -> None:
@@ -221,13 +221,15 @@ def _view(archive: _Archive, settings: Settings) -> RenderableType:
     title.append(f"   {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC", "not bold")
     journals = PROJECT / settings.journal_dir
     statuses = {table.name: journals / f"{table.name}.status.json" for table in archive.tables}
+    lines = list(_collectors(archive, statuses, settings, now))
     return Group(
         title,
         _trouble(archive, now),
+        *(line for line, works in lines if not works),  # before all that a low screen may cut off
         _rows(archive, settings, now),
         "",
         _storage(archive, statuses),
-        *_collectors(archive, statuses, settings, now),
+        *(line for line, works in lines if works),
         _counted(archive, now),
     )
 
@@ -257,15 +259,18 @@ def _rows(archive: _Archive, settings: Settings, now: float) -> Table:
 def _newest(table: _Table, last: _Count | None, settings: Settings, now: float) -> Text:
     """Return how old the newest row is."""
     if table.missing:
-        return Text("see below", "bold red")
+        return Text("see above", "bold red")
     if not last or table.name not in last.newest:
         return Text(_UNKNOWN)
     ts_ms = last.newest[table.name]
-    times = [ts_ms / 1000] if ts_ms is not None else []
-    times += [table.grew_at] if table.grew_at > last.at else []  # since it was counted, rows have come
-    if not times:
+    if ts_ms is None:
         return Text("no rows yet")
-    age = max(0.0, now - max(times))
+    newest = ts_ms / 1000
+    # Rows that have come since it was counted are taken for market data where that was coming then. Where it was not,
+    # they may be dead letters, and the next count will tell.
+    if table.grew_at > last.at and last.at - newest <= settings.stale_timeout:
+        newest = table.grew_at
+    age = max(0.0, now - newest)
     if age <= settings.stale_timeout:
         return Text(f"{_length(age)} ago")
     return Text(f"{_length(age)} ago\nSTALE", "bold red")
@@ -303,17 +308,18 @@ def _waiting(status: Path) -> int | None:
 
 def _collectors(
     archive: _Archive, statuses: dict[str, Path], settings: Settings, now: float
-) -> Iterator[RenderableType]:
+) -> Iterator[tuple[Text, bool]]:
+    """Yield lines on the tables and their collectors, each with whether it says that all is well."""
     for table in archive.tables:
         status = statuses[table.name]
         works, line = check(status, settings, now) if status.exists() else (True, "")
         if table.missing:
-            yield Text(f"{table.name}: {table.missing}", "bold red")
+            yield Text(f"{table.name}: {table.missing}", "bold red"), False
         if line:
-            yield Text(f"{table.name}: {line}", "" if works else "bold red")
+            yield Text(f"{table.name}: {line}", "" if works else "bold red"), works
     if not any(status.exists() for status in statuses.values()):
         directory = next(iter(statuses.values())).parent
-        yield Text(f"No collector has its journal here ({directory})", "dim")
+        yield Text(f"No collector has its journal here ({directory})", "dim"), True
 
 
 def _counted(archive: _Archive, now: float) -> Text:

@@ -307,7 +307,8 @@
   function rate(figure, symbol) {
     const { start, step, mean, low, high } = symbol.rates[figure.dataset.channel];
     const close = (values) => values.concat(values[values.length - 1]); // the last bucket has a width, too
-    const times = close(mean).map((_, bucket) => start + bucket * step);
+    const within = (seconds) => Math.min(Math.max(seconds, symbol.range[0]), symbol.range[1]);
+    const times = close(mean).map((_, bucket) => within(start + bucket * step));
     const paths = uPlot.paths.stepped({ align: 1 });
     const axes = [yAxis((u, splits) => splits.map((split) => compact.format(split)), { incrs: COUNT_INCREMENTS })];
     const [data, series, bands] = low
@@ -317,7 +318,6 @@
 
     draw(figure, {
       height: 66,
-      
       data,
       series,
       bands,

@@ -150,6 +150,7 @@ def test_each_finding_is_told_in_words() -> None:
     quality.unreadable_books = Finding(1, START)
     quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 0.3
     quality.channels[2].duplicates = Finding(1234, START)
+    quality.misdated = Finding(1, START)
     quality.dead_letters = [DeadLetters("rs.error", 3, START, "some text"), DeadLetters("binary", 1, START, "other")]
     text = re.sub(r"</?time>", "", page(quality))
     for words in (
@@ -158,10 +159,11 @@ def test_each_finding_is_told_in_words() -> None:
         "1 row of depth that cannot be read, or without two sides; first",
         "7 rows of tickers older than one stored before, by 0.3 s at worst; first",
         "1,234 rows of depth equal to the one before; first",
+        "1 row dated before 2018 or after tomorrow, not examined; first",
         "3 dead letters, error messages of MEXC; first",
         "<code>some text</code>",
         "1 dead letter, binary; first",
-        "To look at: row order, duplicates, crossed books, unsorted books, unreadable books, dead letters",
+        "To look at: row order, duplicates, crossed books, unsorted books, unreadable books, misdated rows, dead",
     ):
         assert words in text
 

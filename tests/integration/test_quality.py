@@ -9,6 +9,7 @@ from datetime import datetime
 import pytest
 
 from config import ALL_CONFIGS, BTC_CONFIG
+from pipeline import compact as compaction
 from pipeline import quality as module
 from pipeline.client import connect
 from pipeline.compact import compact
@@ -171,7 +172,7 @@ def test_the_newest_row_is_of_market_data_and_not_of_the_far_future(empty: Stack
 
 
 def test_a_table_is_examined_at_each_step_of_a_compaction(empty: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ALIVE", 0)
+    monkeypatch.setattr(compaction, "_ALIVE", 0)
     store(empty, *in_blocks([(T0 + at, "dp", GOOD) for at in range(90)], seed=1))
     before = found(empty)
     was_away = False

@@ -115,6 +115,7 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
         return {
             "name": name,
             "exists": True,
+            "being_compacted": False,
             "records": records,
             "by_type": by_type,
             "data_bin": files[0],
@@ -150,7 +151,9 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     small_blocks: int, compact_blocks: int, advice: str | None
 ) -> None:
     blocks = small_blocks + 1
-    table = TableStorage("btc", True, blocks, {"d": blocks}, blocks=blocks, small_blocks=small_blocks)
+    table = TableStorage(
+        "btc", exists=True, records=blocks, by_type={"d": blocks}, blocks=blocks, small_blocks=small_blocks
+    )
     text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
@@ -233,6 +236,25 @@ def test_without_tables_there_is_one_line(stack: Stack) -> None:
     verif = stack.run("verif.py", CLICKHOUSE_DATABASE="other")
     assert verif.wait() == 1
     assert verif.lines == ["There are no tables in other: run ch_setup.py"]
+
+
+def test_a_table_that_is_being_compacted_is_counted_where_its_rows_are(stack: Stack, tmp_path: Path) -> None:
+    before = json.loads(stack.run("verif.py", "--json").output)
+    stack.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_0123abcd")
+    try:
+        verif = stack.run("verif.py")
+        after = json.loads(stack.run("verif.py", "--json").output)
+        page = stack.run("verif.py", "--html", tmp_path / "report.html")
+    finally:
+        stack.query("RENAME TABLE mexc_data.btc_compacting_0123abcd TO mexc_data.btc")
+    assert verif.wait() == page.wait() == 0
+    assert verif.lines[-1] == "  btc is being compacted: new rows wait in the journal"
+    assert after.pop("volume")
+    assert before.pop("volume")
+    for answer in (before, after):
+        assert answer["tables"][0].pop("being_compacted") == (answer is after)
+    assert after == before
+    assert "<p>btc is being compacted: new rows wait in the journal.</p>" in (tmp_path / "report.html").read_text()
 
 
 def test_with_empty_tables_there_is_one_line_after_the_report(tmp_path: Path) -> None:
@@ -397,6 +419,18 @@ def test_a_page_of_nothing_is_not_written(stack: Stack, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_link_stays_one_and_what_is_no_file_is_written_to(tmp_path: Path) -> None:
+    (tmp_path / "link.html").symlink_to("report.html")
+    replace_file(tmp_path / "link.html", "new")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "report.html").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    replace_file(tmp_path / "pipe", "new")
+    assert reader.communicate()[0] == b"new"
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "report.html").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -421,6 +455,8 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
             ["--html", "no/such/file.html"],
             "--html: no/such/file.html cannot be written: give a file in a directory that",
         ),
+        (["--html", "x" * 300], "cannot be written: give a file in a directory that is there"),
+        (["--watch", "1e10"], "--watch: invalid number of seconds value: '1e10'"),
         (["--watch", "--json"], "--watch goes with no other option"),
         (["--watch", "2", "--max-age", "5"], "--watch goes with no other option"),
         (["--watch", "0"], "--watch: invalid number of seconds value: '0'"),
@@ -458,6 +494,14 @@ def test_a_reader_who_has_seen_enough_is_no_error(stack: Stack, options: tuple[s
     )
     os.close(writing)
     assert (verif.returncode, verif.stderr) == (0, b"")
+
+
+def test_a_report_that_cannot_be_printed_is_one_line(stack: Stack) -> None:
+    with Path("/dev/full").open("w") as full:
+        verif = subprocess.run(
+            [sys.executable, "verif.py"], env=stack.env, cwd=PROJECT, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (verif.returncode, verif.stderr) == (1, b"The report cannot be printed: No space left on device\n")
 
 
 def test_the_plain_report_does_not_wait_for_what_it_does_not_need() -> None:

@@ -27,7 +27,7 @@ Rows = list[tuple[int, str, str]]
 
 def scanned(rows: Rows, cuts: Sequence[int] = (), start: int | None = None, end: int | None = None) -> SymbolQuality:
     """Return what the scan makes of `rows`, given to it in batches that end where `cuts` are."""
-    scan = Scan("BTC_USDT")
+    scan = Scan("BTC_USDT", T0 + 10**9)
     places = [0, *sorted(cut % (len(rows) + 1) for cut in cuts), len(rows)]
     for here, there in pairwise(places):
         batch = [(ts, hash(m) & (1 << 64) - 1, NUMBERS[mt], 0) for ts, mt, m in rows[here:there]]
@@ -199,7 +199,7 @@ def test_what_is_missing_at_the_ends_counts_only_where_a_time_was_asked_for() ->
 
 def test_what_is_yet_to_come_is_not_missing() -> None:
     rows = merged(every(1, "t", 0, 60), every(1, "dp", 0, 60))
-    scan = Scan("BTC_USDT")
+    scan = Scan("BTC_USDT", T0 + 10**9)
     scan.add(np.array([(ts, 0, NUMBERS[mt], 0) for ts, mt, _ in rows], quality._ROW), [b""] * len(rows))
     for end in (None, T0 + 10**9):
         found = SymbolQuality("BTC_USDT", "btc")
@@ -373,6 +373,18 @@ def test_one_row_is_too_few_to_speak_of_coverage() -> None:
     assert found.coverage is None
     assert verdict(found) == "BTC_USDT: too few rows to speak of coverage"
     as_text(found)
+
+
+@pytest.mark.parametrize("wrong", [1_788_335_220, T0 + 2 * 10**9, 10_413_791_999_999])
+def test_a_row_with_an_impossible_time_is_told_and_spoils_nothing_else(wrong: int) -> None:
+    rows = merged(every(5, "t", 0, 600), every(1, "dp", 0, 600), every(1, "d", 0, 600))
+    found = scanned([*rows[:500], (wrong, "t", "x"), *rows[500:]])
+    expected = scanned(rows)
+    assert_finding(found.misdated, [wrong])
+    assert verdict(found) == "BTC_USDT: 100.00 % covered, 0 gaps, 1 misdated row"
+    assert f"1 rows (first {iso(wrong)}) dated before 2018 or after tomorrow, not examined" in as_text(found)
+    found.misdated, found.rows = expected.misdated, expected.rows
+    assert found == expected
 
 
 # Times
