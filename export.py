@@ -100,7 +100,7 @@ def summary(result: Result, out: Path) -> str:
     if result.undecoded:
         parts.append(f"{many(result.undecoded, 'row')} left out, not decodable")
     if result.kept:
-        parts.append(f"{many(result.kept, 'file')} kept, made of more rows than ClickHouse has now")
+        parts.append(f"{many(result.kept, 'file')} kept, see above")
     return "; ".join(parts)
 
 

@@ -18,7 +18,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 
 import numpy as np
@@ -163,17 +163,17 @@ def read(
 def load(
     symbol: str,
     name: str,
-    start: datetime | str | None = None,
-    end: datetime | str | None = None,
+    start: datetime | date | str | None = None,
+    end: datetime | date | str | None = None,
     *,
     exact: bool = False,
 ) -> pa.Table:
     """Return all rows with start <= ts < end, from the ClickHouse of the settings, as one table in memory.
 
     `symbol` is one of config.py's, by its name or its table's ("BTC_USDT", "btc"); `name` is one of TYPES. Times are
-    aware datetimes, or ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which are UTC unless they say
-    otherwise. Rows that do not decode are left out, with a warning that names them. Raises ValueError for an argument
-    that cannot be used, and LoadError.
+    aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which are UTC unless they
+    say otherwise. Rows that do not decode are left out, with a warning that names them. Raises ValueError for an
+    argument that cannot be used, and LoadError.
     """
     if name not in TYPES:
         raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
@@ -181,7 +181,9 @@ def load(
     table = _find_symbol(symbol)["table_name"]
     settings = load_settings()
     database = settings.clickhouse_database
-    start, end = (parse_time(time) if isinstance(time, str) else time for time in (start, end))
+    start, end = (
+        time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
+    )
     with connect(settings) as client:
         try:
             batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
@@ -209,12 +211,14 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
     used.
     """
     step = _interval(interval)
-    times = deals["ts"].cast(_TIME).cast(pa.int64())  # those of a file that others wrote may be finer
-    order = pc.sort_indices(times)  # stable
-    times = times.take(order).to_numpy()
-    price, contracts, side = (deals[name].take(order).combine_chunks() for name in ("price", "contracts", "side"))
+    times = deals["ts"].cast(_TIME).cast(pa.int64()).to_numpy()  # those of a file that others wrote may be finer
+    if (times[1:] < times[:-1]).any():
+        order = np.argsort(times, kind="stable")
+        times, deals = times[order], deals.take(order)
+    price, contracts, side = (deals[name].combine_chunks() for name in ("price", "contracts", "side"))
     start_of_each = times - times % step
-    starts, first, count = np.unique(start_of_each, return_index=True, return_counts=True)
+    first = np.flatnonzero(np.diff(start_of_each, prepend=start_of_each[:1] - 1))
+    starts, count = start_of_each[first], np.diff(first, append=len(times))
     columns = {
         "start": start_of_each,
         "price": price,

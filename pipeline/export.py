@@ -3,13 +3,14 @@
     OUT/type=deals/symbol=BTC_USDT/date=2026-10-01/part-0.parquet
 
 In: the rows of one message type of one table. Out: a day's file, written once ClickHouse has given as many rows as it
-counted on that day; beside it a record of that number (``_part-0.parquet.json``, which readers of the tree pass over),
+counted on that day; and in OUT/.export, since readers take all files that they find in a tree, a record of that number,
 by which the next export knows that the day is there. Promise: what is under a file's final name is whole and on the
 disk, whatever is killed and whenever; each row is in its day's file, or reported as one that does not decode; no file
-gives way to one of fewer rows.
+gives way to one of fewer rows, or of a table that was reset since.
 
 A table has no index: whatever is asked of it, it is read as a whole. So one reading writes all days, in memory that
-does not depend on how many there are, how many rows they have, or in which order those come.
+does not depend on how many there are, or in which order their rows come; nor on how many these are, but for candles,
+which are made of a whole day's deals.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,7 +58,7 @@ _OTHER_BATCH_ROWS = 50_000
 _WRITE_BYTES = 16 << 20  # of columns that a day holds before it writes them, as a row group
 _DAYS_AT_ONCE = 16  # days that are being written; there are more only if rows lie all over, and those wait
 _ROWS_AT_ONCE = 10_000_000  # of days that are being held, where nothing can be written before a day is whole
-_NEW_FILE, _NEW_RECORD = _UNFINISHED = ("tmp", "json.tmp")  # ends of names
+_NEW_FILE, _NEW_RECORD = ".tmp", ".json.tmp"  # ends of names
 _EXAMPLES = 3  # of a day's rows that do not decode
 _LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
 _COMPACTION = 600.0  # seconds to wait for one to end
@@ -128,7 +129,7 @@ class Result:
     undecoded: int = 0
     """Rows that do not decode, of the days that were written."""
     kept: int = 0
-    """Files that stay as they are, for ClickHouse has fewer rows now."""
+    """Files that stay as they are, for ClickHouse has not all of their rows any more."""
 
 
 def export(
@@ -183,43 +184,57 @@ class _Exporter:
     def __init__(self, settings: Settings, config: SymbolConfig, job: Job, out: Path, result: Result) -> None:
         self._settings, self._job, self._result = settings, job, result
         self._symbol, self._table = config["symbol"], config["table_name"]
-        self._directory = out / f"type={job.name}" / f"symbol={self._symbol}"
+        place = Path(f"type={job.name}", f"symbol={self._symbol}")
+        self._directory, self._aside = out / place, out / ".export" / place
+        self._token = ""
+        self._written: set[int] = set()
+        self._kept: set[int] = set()
 
     def export(self, start: date | None, end: date | None) -> None:
+        """Do it, or what is left of it if this was called before and failed."""
         low = _number(start) if start else 0
         high = _number(end) if end else _number(date.max)
         counted = {day: rows for day, rows in self._count().items() if low <= day < high}
         if not counted:
-            print(f"{self._symbol}: no {self._job.source} in the time asked for", flush=True)
+            _say(f"{self._symbol}: no {self._job.source} in the time asked for")
             return
-        with _locked(self._directory):
-            todo = {day: rows for day, rows in counted.items() if self._is_to_be_done(day, rows)}
-            self._result.already_there += len(counted) - len(todo)
+        with _locked(self._aside, self._directory):
+            done = self._written | self._kept
+            todo = {day: rows for day, rows in counted.items() if day not in done and self._is_to_be_done(day, rows)}
             while todo:
                 for day in self._read(todo, counted):
                     del todo[day]
+        self._result.kept += len(self._kept)
+        self._result.already_there += len(counted.keys() - self._written - self._kept)
 
     def _count(self) -> dict[int, int]:
-        """Return the number of rows of each day that has any."""
+        """Return the number of rows of each day that has any; note the table's creation token."""
         query = (
             f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
             f" FROM {self._settings.clickhouse_database}.{self._table}"
             f" WHERE mt = '{decode.TYPES[self._job.source]}' GROUP BY day ORDER BY day"
         )
         with progress(f"Counting {self._job.source} of {self._symbol}"), _connected(self._settings) as client:
-            return dict(client.execute(query))
+            counted = dict(client.execute(query))
+            self._token = next(iter(tables_of(client, self._settings.clickhouse_database, self._table).values()), "")
+        return counted
 
     def _is_to_be_done(self, day: int, rows: int) -> bool:
-        path = self._path(day)
-        record = _Record.of(path)
+        paths = self._paths(day)
+        record = _Record.of(paths)
         if record is None:
             return True
-        if record.source_rows > rows:
-            _warn(
-                f"{path} is kept: it was made of {record.source_rows:,} rows, and ClickHouse has {rows:,} now; to"
-                " export the day again, move it away"
+        why = ""
+        if record.token != self._token:
+            why = "it was made before the table was reset; for the rows of now, give another --out"
+        elif record.source_rows > rows:
+            why = (
+                f"it was made of {record.source_rows:,} rows, and ClickHouse has {rows:,} now; to export the day again,"
+                " move it away"
             )
-            self._result.kept += 1
+        if why:
+            _warn(f"{paths.file} is kept: {why}")
+            self._kept.add(day)
             return False
         return record.source_rows < rows or record.exact != self._job.exact
 
@@ -259,16 +274,17 @@ class _Exporter:
         )
 
     def _begin(self, day: int) -> _DayFile:
-        return _DayFile(self._path(day), self._job)
+        return _DayFile(self._paths(day), self._job, self._token)
 
     def _finish(self, day: int, file: _DayFile) -> None:
         record = file.finish()
+        self._written.add(day)
         self._result.files += 1
         self._result.rows += record.rows
         self._result.bytes += record.bytes
         self._result.undecoded += record.undecoded
         if not sys.stderr.isatty():
-            print(f"{self._path(day)}: {record.rows:,} rows, {human_size(record.bytes)}", flush=True)
+            _say(f"{self._paths(day).file}: {record.rows:,} rows, {human_size(record.bytes)}")
         if record.undecoded:
             examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
             _warn(
@@ -276,8 +292,11 @@ class _Exporter:
                 f" not decode and were left out: {examples}"
             )
 
-    def _path(self, day: int) -> Path:
-        return self._directory / f"date={_date(day)}" / f"part-0.{FORMATS[self._job.format]}"
+    def _paths(self, day: int) -> _Paths:
+        name = f"date={_date(day)}"
+        ending = FORMATS[self._job.format]
+        aside = [self._aside / f"{name}.{ending}{what}" for what in (".json", _NEW_FILE, _NEW_RECORD)]
+        return _Paths(self._directory / name / f"part-0.{ending}", *aside)
 
 
 class _Files:
@@ -343,6 +362,15 @@ class _Files:
 # A day's file
 
 
+class _Paths(NamedTuple):
+    """Where a day's file is to be, its record, and where both are until they are whole."""
+
+    file: Path
+    record: Path
+    new_file: Path
+    new_record: Path
+
+
 @dataclass(frozen=True)
 class _Record:
     """What a file was made of, how, and what it has become."""
@@ -352,41 +380,33 @@ class _Record:
     rows: int
     bytes: int
     exact: bool
+    token: str
+    """The creation token of the table that it was made of."""
 
     @classmethod
-    def of(cls, path: Path) -> _Record | None:
-        """Return the record of the file at `path`; None where the file is not there, or not as it was recorded."""
-        try:
-            record = cls(**json.loads(_record_path(path).read_bytes()))
-            return record if record.bytes == path.stat().st_size else None
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-
-def _record_path(path: Path) -> Path:
-    return path.with_name(f"_{path.name}.json")
-
-
-def _aside(path: Path, what: str) -> Path:
-    """Return the name that `path`, or its record, has until it is whole: not in the day's directory, and hidden."""
-    day = path.parent
-    return day.with_name(f".{day.name}.{path.name}.{what}")
+    def of(cls, paths: _Paths) -> _Record | None:
+        """Return a file's record; None where the file is not there, or not as it was recorded. Raises ExportError."""
+        with _using(paths.file), suppress(FileNotFoundError, ValueError, TypeError):
+            record = cls(**json.loads(paths.record.read_bytes()))
+            if record.bytes == paths.file.stat().st_size:
+                return record
+        return None
 
 
 class _DayFile:
     """A file that is being written, under another name until it is whole. Raises ExportError if it cannot be."""
 
-    def __init__(self, path: Path, job: Job) -> None:
+    def __init__(self, paths: _Paths, job: Job, token: str) -> None:
         self.source_rows = 0
         self.bad: list[BadRow] = []
         """The first of the rows that do not decode."""
         self._undecoded = self._rows = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
-        self._path, self._job = path, job
+        self._paths, self._job, self._token = paths, job, token
         schema = job.schema
-        with _writing(path):
-            self._descriptor = os.open(_aside(path, _NEW_FILE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        with _using(paths.file):
+            self._descriptor = os.open(paths.new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             file = os.fdopen(self._descriptor, "wb", 1 << 20, closefd=False)
             self._parts = [*_open_writers(job.format, file, schema), file]
             self._writer = self._parts[0]
@@ -406,19 +426,20 @@ class _DayFile:
         if self._held:
             held = pa.concat_tables(self._held)
             self._write(self._job.derive(held) if self._job.needs_whole_days else held)
-        with _writing(self._path):
+        paths = self._paths
+        with _using(paths.file):
             for part in self._parts:
                 part.close()
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
-            record = _Record(self.source_rows, self._undecoded, self._rows, size, self._job.exact)
-            _aside(self._path, _NEW_RECORD).write_text(json.dumps(asdict(record)))
-            self._path.parent.mkdir(exist_ok=True)
-            _record_path(self._path).unlink(missing_ok=True)  # which must not speak for the new file
-            _aside(self._path, _NEW_FILE).replace(self._path)
-            _aside(self._path, _NEW_RECORD).replace(_record_path(self._path))
-            _sync(self._path.parent)
-            _sync(self._path.parent.parent)
+            record = _Record(self.source_rows, self._undecoded, self._rows, size, self._job.exact, self._token)
+            paths.new_record.write_text(json.dumps(asdict(record)))
+            paths.file.parent.mkdir(parents=True, exist_ok=True)
+            paths.record.unlink(missing_ok=True)  # which must not speak for the new file
+            paths.new_file.replace(paths.file)
+            paths.new_record.replace(paths.record)
+            for directory in (paths.file.parent, paths.file.parent.parent, paths.record.parent):
+                _sync(directory)
         os.close(self._descriptor)
         return record
 
@@ -433,14 +454,14 @@ class _DayFile:
                 part.close()
         with suppress(OSError):
             os.close(self._descriptor)
-        for what in _UNFINISHED:
+        for unfinished in (self._paths.new_file, self._paths.new_record):
             with suppress(OSError):
-                _aside(self._path, what).unlink()
+                unfinished.unlink()
 
     def _write(self, table: pa.Table) -> None:
         self._rows += len(table)
         self._held, self._held_bytes = [], 0
-        with _writing(self._path):
+        with _using(self._paths.file):
             self._writer.write(table.combine_chunks())
 
 
@@ -458,7 +479,7 @@ def _open_writers(format: str, file: Any, schema: pa.Schema) -> list[Any]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _using(path: Path) -> Iterator[None]:
     """Turn what the disk refuses into ExportError; ClickHouse's failures are OSErrors, too."""
     try:
         yield
@@ -467,19 +488,18 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Make `directory`, and let no other export write into it. The lock goes with the process."""
+def _locked(aside: Path, directory: Path) -> Iterator[None]:
+    """Let no other export write into `directory`; the lock, in `aside`, goes with the process."""
     with ExitStack() as stack:
-        with _writing(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context((directory / ".lock").open("w"))
+        with _using(directory):
+            aside.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((aside / "lock").open("w"))
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ExportError(f"{directory} is in use: another export is writing into it") from None
-            for what in _UNFINISHED:
-                for leftover in directory.glob(f".date=*.{what}"):  # of an export that was killed
-                    leftover.unlink()
+            for leftover in aside.glob("*.tmp"):  # of an export that was killed
+                leftover.unlink()
         yield
 
 
@@ -546,6 +566,16 @@ def _connected(settings: Settings) -> Iterator[Client]:
         yield client
     finally:
         client.disconnect()
+
+
+def _say(line: str) -> None:
+    """Print a line at once. Raises ExportError: nobody reads on, or what is written to is full."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries again at the end
+        raise ExportError(f"Standard output cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 def _warn(line: str) -> None:

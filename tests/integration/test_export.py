@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -13,13 +15,14 @@ from typing import Any, NamedTuple
 
 import duckdb
 import pandas as pd
+import polars
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset
 import pytest
 
-from config import BTC_CONFIG, load_settings
+from config import BTC_CONFIG, PROJECT, load_settings
 from export import main
 from pipeline import decode
 from pipeline import export as module
@@ -141,11 +144,13 @@ def file_of(out: Path, day: date = DAY, type: str = "deals", format: str = "parq
 
 def files(out: Path) -> list[str]:
     """Return the files of the tree, but for the locks."""
-    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != ".lock")
+    return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and path.name != "lock")
 
 
 def record_of(path: Path) -> Path:
-    return path.with_name(f"_{path.name}.json")
+    day, symbol, type = path.parents[:3]
+    aside = type.parent / ".export" / type.name / symbol.name
+    return aside / f"{day.name}.{path.name.removeprefix('part-0.')}.json"
 
 
 def read(out: Path, type: str = "deals", format: str = "parquet") -> pa.Table:
@@ -217,7 +222,7 @@ def test_every_reader_finds_what_clickhouse_has(stack: Stack, run: Run, out: Pat
     assert [numbers(day, *map(float, figures)) for day, *figures in reader(stack, out, format)] == expected
 
 
-def test_pandas_and_duckdb_read_the_tree_as_one_table(stack: Stack, run: Run, out: Path) -> None:
+def test_pandas_duckdb_and_polars_read_the_tree_as_one_table(stack: Stack, run: Run, out: Path) -> None:
     fill(stack, 3_000)
     fill(stack, 30, table="eth")
     assert run("all").code == 0
@@ -229,6 +234,8 @@ def test_pandas_and_duckdb_read_the_tree_as_one_table(stack: Stack, run: Run, ou
     }
     sql = f"SELECT symbol, count(*) FROM '{out}/**/*.parquet' WHERE date > '{DAY}' GROUP BY symbol ORDER BY symbol"
     assert duckdb.execute(sql).fetchall() == [("BTC_USDT", 2000), ("ETH_USDT", 20)]
+    rows = polars.scan_parquet(out / "type=deals").group_by("symbol").len().collect().rows()
+    assert sorted(rows) == [("BTC_USDT", 3000), ("ETH_USDT", 30)]
 
 
 def decoded(stack: Stack, mt: str, *, exact: bool = False) -> pa.Table:
@@ -355,8 +362,26 @@ def test_a_file_does_not_give_way_to_one_of_fewer_rows(stack: Stack, run: Run, o
     kept = file_of(out, DAY + timedelta(1))
     line = f"{kept} is kept: it was made of 100 rows, and ClickHouse has 1 now; to export the day again, move it away"
     assert again.errors == [line]
-    assert again.lines[-1].endswith("; 1 file kept, made of more rows than ClickHouse has now")
+    assert again.lines[-1].endswith("; 1 file kept, see above")
     assert read(out).num_rows == 200 + 100 + 100
+
+
+def test_what_was_exported_before_a_reset_is_kept(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 300)
+    assert run().code == 0
+    stack.setup("--reset", "--yes")
+    fill(stack, 900)
+    again = run()
+    assert again.code == 1
+    assert again.errors == [
+        f"{file_of(out, DAY + timedelta(day))} is kept: it was made before the table was reset; for the rows of now,"
+        " give another --out"
+        for day in range(3)
+    ]
+    assert again.lines == [f"0 files written to {out}, 0 rows, 0B; 3 files kept, see above"]
+    assert read(out).num_rows == 300
+    fill(stack, 100, first=DAY + timedelta(7), days=1)
+    assert run().lines[-1].startswith("1 file written")
 
 
 def test_rows_that_do_not_decode_are_reported_with_their_times(stack: Stack, run: Run, out: Path) -> None:
@@ -485,7 +510,7 @@ def test_after_a_kill_only_whole_files_have_names_and_the_next_does_the_rest(
     assert process.stop(signal.SIGKILL) == -signal.SIGKILL
     assert file_of(out, format=format).exists()
     leftovers = list(out.rglob("*.tmp"))
-    assert [path.name for path in leftovers] == [f".date={DAY + timedelta(1)}.part-0.{FORMATS[format]}.tmp"]
+    assert [path.name for path in leftovers] == [f"date={DAY + timedelta(1)}.{FORMATS[format]}.tmp"]
     assert read(out, format=format).num_rows == 3_000
     again = run("--format", format)
     assert again.code == 0
@@ -533,7 +558,7 @@ def test_a_server_that_dies_is_one_line_and_no_half_file(tmp_path: Path, out: Pa
         assert re.search(
             r"^ClickHouse at 127.0.0.1:\d+ (broke off the connection|cannot be reached)", process.lines[-1]
         )
-        assert [path for path in files(out) if "_part" not in path] == [str(file_of(out).relative_to(out))]
+        assert [path for path in files(out) if not path.startswith(".export")] == [str(file_of(out).relative_to(out))]
 
 
 # What a user may get wrong, or the machine
@@ -603,6 +628,52 @@ def test_a_table_that_is_being_compacted_is_waited_for(stack: Stack, out: Path) 
         stack.query("RENAME TABLE mexc_data.btc_compacting_0123abcd TO mexc_data.btc")
     assert process.wait() == 0
     assert read(out).num_rows == 300
+
+
+def test_what_was_done_before_a_table_went_away_counts_once(
+    stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(stack, 200, days=2)
+    settings = load_settings(stack.env, dotenv=None)
+    export(settings, BTC_CONFIG, Job("deals", "parquet"), out, Result(), end=DAY + timedelta(1))
+    batches = module._Exporter._batches
+    tries = []
+
+    def once_away(self: Any, client: Any, low: int, high: int) -> Any:
+        tries.append(low)
+        if len(tries) == 1:
+            stack.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_00000000")
+            monkeypatch.setattr(module, "_wait_for_table", bring_back)
+        return batches(self, client, low, high)
+
+    def bring_back(*_: object) -> None:
+        stack.query("RENAME TABLE mexc_data.btc_compacting_00000000 TO mexc_data.btc")
+
+    monkeypatch.setattr(module._Exporter, "_batches", once_away)
+    result = Result()
+    export(settings, BTC_CONFIG, Job("deals", "parquet"), out, result)
+    assert len(tries) == 2
+    assert (result.files, result.already_there, result.kept) == (1, 1, 0)
+
+
+def test_a_reader_who_has_seen_enough_ends_it_in_one_line(stack: Stack, out: Path) -> None:
+    fill(stack, 300)
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "export.py", "btc", "--type", "deals", "--out", str(out)]
+    export = subprocess.run(command, env=stack.env, cwd=PROJECT, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (export.returncode, export.stderr) == (1, b"Standard output cannot be written: broken pipe\n")
+
+
+def test_a_file_in_the_way_is_named(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 100, days=1)
+    assert run().code == 0
+    file_of(out).unlink()
+    file_of(out).parent.rmdir()
+    file_of(out).parent.write_text("in the way")
+    again = run()
+    assert (again.code, again.errors) == (1, [f"{file_of(out)} cannot be written: not a directory"])
 
 
 def test_a_table_that_stays_away_is_not_waited_for_without_end(

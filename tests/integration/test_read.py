@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -198,6 +198,13 @@ def test_load_takes_times_as_text_or_datetime() -> None:
     for start, end in (("2026-10-01", "2026-10-01 00:00:30"), (START, middle), (None, "2026-10-01T02:00:30+02:00")):
         assert load("btc", "deals", start, end, exact=True).equals(early)
     assert load("btc", "deals", "2026-11-01").equals(expected("d", []))
+
+
+@pytest.mark.usefixtures("environment")
+def test_load_takes_a_date_for_its_first_moment() -> None:
+    assert load("btc", "deals", date(2026, 10, 1)) == load("btc", "deals", "2026-10-01")
+    with pytest.raises(ValueError, match="4711 is no time"):
+        load("btc", "deals", 4711)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("environment")
