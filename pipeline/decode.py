@@ -215,10 +215,11 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
     if (times[1:] < times[:-1]).any():
         order = np.argsort(times, kind="stable")
         times, deals = times[order], deals.take(order)
-    price, contracts, side = (deals[name].combine_chunks() for name in ("price", "contracts", "side"))
-    start_of_each = times - times % step
-    first = np.flatnonzero(np.diff(start_of_each, prepend=start_of_each[:1] - 1))
+    price, contracts, side = (deals[name] for name in ("price", "contracts", "side"))
+    start_of_each = times // step * step
+    first = np.append(0, np.flatnonzero(start_of_each[1:] != start_of_each[:-1]) + 1)[: len(times)]
     starts, count = start_of_each[first], np.diff(first, append=len(times))
+    del times  # which may be as large as all of this
     columns = {
         "start": start_of_each,
         "price": price,
