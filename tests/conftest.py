@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from config import ALL_CONFIGS
 from tests.stack import Stack, open_stack
 
 
@@ -21,3 +22,20 @@ def running(stack: Stack) -> Stack:
     stack.clickhouse()
     stack.setup()
     return stack
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """ClickHouse with its tables, for all tests of a file that leave them there."""
+    with open_stack(tmp_path_factory.mktemp("served")) as opened:
+        opened.clickhouse()
+        opened.setup()
+        yield opened
+
+
+@pytest.fixture
+def empty(served: Stack) -> Stack:
+    """The tables of `served` without rows."""
+    for config in ALL_CONFIGS:
+        served.query(f"TRUNCATE TABLE mexc_data.{config['table_name']}")
+    return served

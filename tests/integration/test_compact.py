@@ -20,20 +20,12 @@ from pipeline import compact as module
 from pipeline.client import connect
 from pipeline.compact import AutoCompaction, BeingCompacted, CompactionError, Progress, compact, resume
 from tests.integration.test_pipeline import assert_stored, expected_rows
-from tests.stack import Stack, StoredRow, eventually, open_stack
+from tests.stack import Stack, StoredRow, eventually
 
 ONE_ROW_BLOCKS = (
     "SETTINGS max_block_size = 1, min_insert_block_size_rows = 1, min_insert_block_size_bytes = 1, max_threads = 1,"
     " max_insert_threads = 1"
 )
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A ClickHouse for all tests of this file that leave it running."""
-    with open_stack(tmp_path_factory.mktemp("served")) as stack:
-        stack.clickhouse()
-        yield stack
 
 
 @pytest.fixture

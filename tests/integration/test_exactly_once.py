@@ -16,7 +16,7 @@ from pipeline.journal import RETAINED_ROWS, Journal
 from pipeline.schema import create_table, drop_table
 from pipeline.table import APPEND_ERRORS, StillInserting, Table, TableMissing
 from tests.proxy import Direction, Proxy, open_proxy
-from tests.stack import Stack, StoredRow, open_stack
+from tests.stack import Stack, StoredRow
 
 
 def numbered(first: int, last: int) -> list[StoredRow]:
@@ -64,15 +64,6 @@ class Writer:
 
 def settings_of(stack: Stack) -> Settings:
     return load_settings(stack.env, dotenv=None)
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A ClickHouse for all tests of this file that leave it running."""
-    with open_stack(tmp_path_factory.mktemp("served")) as stack:
-        stack.clickhouse()
-        stack.setup()
-        yield stack
 
 
 @pytest.fixture

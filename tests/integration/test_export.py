@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,21 +75,10 @@ sys.exit(code)
 """
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A ClickHouse for all tests of this file that leave it running."""
-    with open_stack(tmp_path_factory.mktemp("served")) as stack:
-        stack.clickhouse()
-        stack.setup()
-        yield stack
-
-
 @pytest.fixture
-def stack(served: Stack) -> Stack:
+def stack(empty: Stack) -> Stack:
     """The tables are empty."""
-    for table in ("btc", "eth", "sol"):
-        served.query(f"TRUNCATE TABLE mexc_data.{table}")
-    return served
+    return empty
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
@@ -16,25 +15,8 @@ from pipeline.compact import compact
 from pipeline.quality import Finding, SymbolQuality, examine, find_newest
 from pipeline.times import from_ms
 from tests.integration.test_compact import advance, begin_statement, settings_of
-from tests.stack import Stack, StoredRow, eventually, open_stack
+from tests.stack import Stack, StoredRow, eventually
 from tests.unit.test_findings import T0, every, gap, merged, scanned
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """ClickHouse and its tables, for all tests of this file that leave them there."""
-    with open_stack(tmp_path_factory.mktemp("served")) as stack:
-        stack.clickhouse()
-        stack.setup()
-        yield stack
-
-
-@pytest.fixture
-def empty(served: Stack) -> Stack:
-    """The tables without rows."""
-    for config in ALL_CONFIGS:
-        served.query(f"TRUNCATE TABLE mexc_data.{config['table_name']}")
-    return served
 
 
 def store(stack: Stack, *blocks: list[StoredRow], table: str = "btc") -> None:

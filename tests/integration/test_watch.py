@@ -104,13 +104,10 @@ class Terminal:
             self.output += data.decode(errors="replace")
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+@pytest.fixture
+def stack(served: Stack) -> Stack:
     """ClickHouse with its tables, for all tests of this module."""
-    with open_stack(tmp_path_factory.mktemp("watch")) as opened:
-        opened.clickhouse()
-        opened.setup()
-        yield opened
+    return served
 
 
 @pytest.fixture
