@@ -189,10 +189,10 @@ def load(
             batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
         except CLICKHOUSE_ERRORS as error:
             if not is_missing_table(error):
-                raise LoadError(explain(error, settings)) from error
+                raise LoadError(explain(error, settings)) from None
             if tables_of(client, database, table):
-                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from error
-            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from error
+                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
+            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
     if bad := [row for batch in batches for row in batch.bad]:
         warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
     return pa.concat_tables([schema(mt, exact=exact).empty_table(), *(batch.table for batch in batches)])

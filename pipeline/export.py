@@ -38,7 +38,7 @@ from pipeline import decode
 from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.compact import tables_of
 from pipeline.decode import BadRow
-from pipeline.human import human_size
+from pipeline.human import human_size, many
 from pipeline.progress import progress
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
@@ -226,7 +226,7 @@ class _Exporter:
             return True
         why = ""
         if record.token != self._token:
-            why = "it was made before the table was reset; for the rows of now, give another --out"
+            why = "it was made of another table, or before a reset; for the rows of this one, give another --out"
         elif record.source_rows > rows:
             why = (
                 f"it was made of {record.source_rows:,} rows, and ClickHouse has {rows:,} now; to export the day again,"
@@ -284,7 +284,7 @@ class _Exporter:
         self._result.bytes += record.bytes
         self._result.undecoded += record.undecoded
         if not sys.stderr.isatty():
-            _say(f"{self._paths(day).file}: {record.rows:,} rows, {human_size(record.bytes)}")
+            _say(f"{self._paths(day).file}: {many(record.rows, 'row')}, {human_size(record.bytes)}")
         if record.undecoded:
             examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
             _warn(

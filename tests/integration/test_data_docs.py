@@ -145,17 +145,28 @@ def test_the_files_of_the_readme(archive: Stack, tmp_path: Path) -> None:
     commands = re.findall(r"^python3 (export\.py .* --out) archive$", USE_IT, re.MULTILINE)
     assert len(commands) == USE_IT.count("python3 ") == 2
     for command in commands:
-        export = archive.run(*command.split(), tmp_path)
+        export = archive.run(*command.split(), tmp_path / "archive")
         assert export.wait() == 0, export.output
     shown = re.findall(r"^archive/(.*\.parquet)$", USE_IT, re.MULTILINE)
     assert len(shown) == 2
-    deals, candles = (pyarrow.parquet.read_table(tmp_path / path, partitioning=None) for path in shown)
+    deals, candles = (pyarrow.parquet.read_table(tmp_path / "archive" / path, partitioning=None) for path in shown)
     assert len(deals) == len(of_the_day("d"))
     assert sum(candles["deals"].to_pylist()) == len(deals)
+    readers, _ = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
+    frame, query = readers.splitlines()[-2:]
+    script = f"import pandas, duckdb\nprint(len({frame}))\nfor row in {query}.fetchall(): print(*row)"
+    reading = archive.start("-c", script, cwd=tmp_path)
+    assert reading.wait() == 0, reading.output
+    length, *lines = reading.lines
+    sizes = [float(row.m.split("|")[1]) for row in ROWS if row.mt == "d"]
+    assert int(length) == len(sizes)
+    assert sum(int(line.split()[2]) for line in lines) == len(sizes)
+    assert sum(float(line.split()[3]) for line in lines) == sum(sizes)
+    assert f"BTC_USDT 2026-10-01 {len(deals)} " in reading.output
 
 
 def test_the_python_of_the_readme(archive: Stack) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
+    _, example = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
     process = archive.run("-c", example)
     assert process.wait() == 0, process.output
     headings = [line.split() for line in process.lines if "start" in line or "bid_price" in line]

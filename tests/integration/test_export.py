@@ -363,8 +363,8 @@ def test_what_was_exported_before_a_reset_is_kept(stack: Stack, run: Run, out: P
     again = run()
     assert again.code == 1
     assert again.errors == [
-        f"{file_of(out, DAY + timedelta(day))} is kept: it was made before the table was reset; for the rows of now,"
-        " give another --out"
+        f"{file_of(out, DAY + timedelta(day))} is kept: it was made of another table, or before a reset; for the rows"
+        " of this one, give another --out"
         for day in range(3)
     ]
     assert again.lines == [f"0 files written to {out}, 0 rows, 0B; 3 files kept, see above"]
