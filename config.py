@@ -69,6 +69,19 @@ SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7
 ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
 
 
+def find_symbol(name: str) -> SymbolConfig | None:
+    """Return the symbol that `name` is the name of, or that of its table, in whatever case; None if there is none."""
+    for config in ALL_CONFIGS:
+        if name.lower() in (config["symbol"].lower(), config["table_name"].lower()):
+            return config
+    return None
+
+
+def known_symbols() -> str:
+    """Return the symbols by both their names, for a line that says what to give."""
+    return ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""

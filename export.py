@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, load_settings
+from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, find_symbol, known_symbols, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, explain
 from pipeline.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.human import human_size, many
@@ -81,15 +81,11 @@ def _day(text: str) -> date:
 
 def chosen(names: Sequence[str]) -> list[SymbolConfig]:
     """Return the symbols of `names`, each once, in config.py's order. Raises ConfigError for one that is not there."""
-    unknown = [name for name in names if name != "all" and not any(_is(config, name) for config in ALL_CONFIGS)]
-    if unknown:
-        known = ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
-        raise ConfigError(f"There is no symbol {unknown[0]} in config.py: give some of {known}, or all")
-    return [config for config in ALL_CONFIGS if "all" in names or any(_is(config, name) for name in names)]
-
-
-def _is(config: SymbolConfig, name: str) -> bool:
-    return name.lower() in (config["table_name"].lower(), config["symbol"].lower())
+    found = {name: find_symbol(name) for name in names if name != "all"}
+    for name, config in found.items():
+        if config is None:
+            raise ConfigError(f"There is no symbol {name} in config.py: give some of {known_symbols()}, or all")
+    return [config for config in ALL_CONFIGS if "all" in names or config in found.values()]
 
 
 def summary(result: Result, out: Path) -> str:

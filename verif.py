@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain
+from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.storage import Storage, TableStorage, advice, survey
 from pipeline.times import from_ms, parse_time
@@ -68,17 +69,12 @@ def main() -> int:
             print(text, file=sys.stderr if is_trouble else sys.stdout)
         sys.stdout.flush()
     except BrokenPipeError:  # as in `verif.py | head`, which has seen enough
-        _silence_stdout()
+        silence_stdout()
     except OSError as error:
-        _silence_stdout()
+        silence_stdout()
         print(f"The report cannot be printed: {error.strerror}", file=sys.stderr)
         return 1
     return code
-
-
-def _silence_stdout() -> None:
-    """Let nobody try again, at the end, to write what could not be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parse_options() -> argparse.Namespace:

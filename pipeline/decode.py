@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_driver import Client
 
-from config import ALL_CONFIGS, SymbolConfig, load_settings
+from config import SymbolConfig, find_symbol, known_symbols, load_settings
 from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
 from pipeline.compact import tables_of
-from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER
+from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.times import iso, parse_time
 
-TYPES = {"tickers": TICKER, "deals": DEAL, "depth": DEPTH, "dead-letters": DEADLETTER}
+TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
 """The message types by the names that people use for them."""
 
 DECIMAL = pa.decimal128(34, 18)
@@ -405,11 +405,10 @@ def _stream(client: Client, query: str, mt: str, exact: bool, batch_rows: int) -
 
 
 def _find_symbol(name: str) -> SymbolConfig:
-    for config in ALL_CONFIGS:
-        if name.lower() in (config["symbol"].lower(), config["table_name"].lower()):
-            return config
-    known = ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
-    raise ValueError(f"unknown symbol {name!r}: give one of {known}")
+    config = find_symbol(name)
+    if config is None:
+        raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols()}")
+    return config
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -38,6 +38,7 @@ from pipeline import decode
 from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.compact import tables_of
 from pipeline.decode import BadRow
+from pipeline.files import silence_stdout, sync
 from pipeline.human import human_size, many
 from pipeline.progress import progress
 
@@ -439,7 +440,7 @@ class _DayFile:
             paths.new_file.replace(paths.file)
             paths.new_record.replace(paths.record)
             for directory in (paths.file.parent, paths.file.parent.parent, paths.record.parent):
-                _sync(directory)
+                sync(directory)
         os.close(self._descriptor)
         return record
 
@@ -501,14 +502,6 @@ def _locked(aside: Path, directory: Path) -> Iterator[None]:
             for leftover in aside.glob("*.tmp"):  # of an export that was killed
                 leftover.unlink()
         yield
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Days and lines
@@ -573,8 +566,7 @@ def _say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError as error:
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # or Python tries again at the end
+        silence_stdout()
         raise ExportError(f"Standard output cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 

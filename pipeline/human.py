@@ -21,6 +21,11 @@ def length(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def printable(text: str) -> str:
+    """Return `text` with what has no look of its own, or could control a terminal, as escapes."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def many(count: int, thing: str) -> str:
     """Return a number of things: 1 row, 12,345 rows."""
     return f"{count:,} {thing}{'s' * (count != 1)}"

@@ -24,6 +24,9 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 TICKER, DEAL, DEPTH, DEADLETTER = "t", "d", "dp", "dl"
+TYPE_NAMES = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth", DEADLETTER: "dead-letters"}
+"""The names that people use for the message types."""
+
 DEADLETTER_CHARACTERS = 500
 DEPTH_LEVELS = 20
 

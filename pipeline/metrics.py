@@ -18,11 +18,10 @@ from prometheus_client.registry import Collector
 from config import Settings
 from pipeline.health import Heartbeat
 from pipeline.journal import Journal
-from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
+from pipeline.messages import TYPE_NAMES
 from pipeline.stats import ErrorKind, Stats
 from pipeline.table import Table
 
-_TYPES = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth", DEADLETTER: "dead-letters"}
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 
@@ -57,7 +56,7 @@ class Metrics(Collector):
         """Yield all figures but those of INSERTs, as they are now."""
         stats, status, compaction = self._stats, self._heartbeat.status, self._compaction
         totals = stats.totals()
-        types = {name: totals[mt] for mt, name in _TYPES.items()}
+        types = {name: totals[mt] for mt, name in TYPE_NAMES.items()}
         errors = {kind.lower().replace(" ", "_"): stats.errors[kind] for kind in get_args(ErrorKind)}
         yield self._counters("mexc_frames", "Frames from the exchange", "channel", stats.frames)
         yield self._counter("mexc_frames_skipped", "Frames of a known channel with nothing in them", totals["skipped"])

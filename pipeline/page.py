@@ -26,7 +26,7 @@ from typing import Any
 from clickhouse_driver import Client
 
 from pipeline.compact import read_table
-from pipeline.human import length, many
+from pipeline.human import length, many, printable
 from pipeline.quality import (
     ALL_SILENCE_MS,
     DEPTH_SILENCE_MS,
@@ -325,8 +325,7 @@ def _text(value: object) -> _Html:
     """Return `value` as markup that shows it: what has no look of its own, or turns others around, as an escape."""
     if isinstance(value, _Html):
         return value
-    seen = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(value))
-    return _Html(html.escape("".join(seen)))
+    return _Html(html.escape(printable(str(value))))
 
 
 def _join(parts: Iterable[str]) -> _Html:

@@ -25,11 +25,11 @@ from clickhouse_driver import Client
 
 from config import SymbolConfig
 from pipeline.compact import is_being_compacted, read_table
-from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, parse_frame
+from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, TYPE_NAMES, parse_frame
 from pipeline.progress import progress
 from pipeline.times import to_ms
 
-CHANNELS = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth"}
+CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
 """The channels of market data: message type -> name."""
 
 DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS = 10_000, 30_000, 10_000

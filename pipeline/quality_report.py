@@ -8,7 +8,7 @@ from datetime import datetime
 from math import floor, inf
 from typing import Any
 
-from pipeline.human import length, many
+from pipeline.human import length, many, printable
 from pipeline.quality import ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
 from pipeline.times import iso, to_ms
 
@@ -163,13 +163,8 @@ def _dead_letter_lines(quality: SymbolQuality) -> list[str]:
         return [] if quality.problem else ["no dead letters"]
     lines = ["dead letters by kind, with the first of each:"]
     for each in quality.dead_letters:
-        lines.append(f"  {each.count:,} {each.kind}, {iso(each.first_ms)}: {_printable(each.example)}")
+        lines.append(f"  {each.count:,} {each.kind}, {iso(each.first_ms)}: {printable(each.example)}")
     return [line if len(line) < _WIDTH - 2 else line[: _WIDTH - 5] + "..." for line in lines]
-
-
-def _printable(text: str) -> str:
-    """Return `text` without what could control a terminal."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def _indented(lines: Iterable[str]) -> list[str]:

@@ -37,6 +37,7 @@ import pyarrow
 from clickhouse_cityhash.cityhash import CityHash128
 
 from config import PROJECT
+from pipeline.files import sync
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
 
@@ -430,20 +431,12 @@ def _replace(path: Path, content: bytes, stamp: str) -> None:
     new.write_bytes(content)
     new.chmod(path.parent.stat().st_mode & 0o666)
     _give_to_owner(new)
-    _sync(new)
+    sync(new)
     new.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _give_to_owner(path: Path) -> None:
     """Give the file to its directory's owner, as whom ClickHouse will write to it."""
     owner = path.parent.stat()
     os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

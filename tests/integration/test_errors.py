@@ -34,12 +34,9 @@ Collect = Callable[..., Process]
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(served: Stack) -> Stack:
     """ClickHouse with its tables, for all tests of this module."""
-    with open_stack(tmp_path_factory.mktemp("errors")) as opened:
-        opened.clickhouse()
-        opened.setup()
-        yield opened
+    return served
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from pipeline.page import PricePoint, read_prices, render
 from pipeline.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
 from pipeline.storage import Storage, TableStorage
 from pipeline.times import from_ms, iso, to_ms
-from tests.stack import Stack, eventually, open_stack
+from tests.stack import Stack, eventually
 
 START = to_ms(datetime(2026, 10, 1, tzinfo=UTC))
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
@@ -265,15 +265,6 @@ def test_a_price_is_not_drawn_across_a_time_without_one() -> None:
 # What is read
 
 
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """ClickHouse with its tables, for all tests of what is read."""
-    with open_stack(tmp_path_factory.mktemp("page")) as opened:
-        opened.clickhouse()
-        opened.setup()
-        yield opened
-
-
 def insert(stack: Stack, *rows: tuple[int, str, str], table: str = "btc") -> None:
     """Store rows, each in a block of its own."""
     for ts_ms, mt, m in rows:
@@ -286,9 +277,9 @@ def read(stack: Stack, table: str, seconds: int, points: int = 2000) -> list[Pri
     return read_prices(client, "mexc_data", table, from_ms(START), from_ms(START + seconds * 1000), points)
 
 
-def test_prices_are_those_of_the_first_levels(tables: Stack) -> None:
+def test_prices_are_those_of_the_first_levels(served: Stack) -> None:
     insert(
-        tables,
+        served,
         (START, "dp", "[100,5],[99,1]|[101,3],[102,4]"),
         (START + 400, "dp", "[102,5]|[102.5,3]"),
         (START + 500, "t", "84055|84063.8|84104|546882118|0.00007200"),
@@ -297,20 +288,20 @@ def test_prices_are_those_of_the_first_levels(tables: Stack) -> None:
         (START + 10_000, "dp", "[1,1]|[2,1]"),
     )
     one_sided = ("|[101,3]", "[100,1]|", "|", "no book", "[a,1]|[b,1]", "[nan,1]|[inf,1]", "[1,1]|[", "")
-    insert(tables, *((START + 7_000, "dp", m) for m in one_sided))
-    assert read(tables, "btc", 10) == [
+    insert(served, *((START + 7_000, "dp", m) for m in one_sided))
+    assert read(served, "btc", 10) == [
         PricePoint(START, mid=101.375, low=100.5, high=102.25, spread=0.75, widest=1.0),
         PricePoint(START + 5_000, mid=7.625, low=7.625, high=7.625, spread=0.25, widest=0.25),
     ]
 
 
-def test_prices_of_a_long_time_are_a_bounded_number_of_averages(tables: Stack) -> None:
-    tables.query(
+def test_prices_of_a_long_time_are_a_bounded_number_of_averages(served: Stack) -> None:
+    served.query(
         f"INSERT INTO mexc_data.eth SELECT fromUnixTimestamp64Milli(toInt64({START}) + number * 1000), 'dp',"
         " concat('[', toString(1000 + number), ',5]|[', toString(1000 + number + 1 + number % 3), ',7]')"
         " FROM numbers(3600)"
     )
-    found = read(tables, "eth", 3600, points=10)
+    found = read(served, "eth", 3600, points=10)
     assert len(found) <= 10
     step = found[1].ts_ms - found[0].ts_ms
     assert step == 400_000
@@ -325,15 +316,15 @@ def test_prices_of_a_long_time_are_a_bounded_number_of_averages(tables: Stack) -
         assert point.widest == 3
 
 
-def test_prices_of_a_table_that_is_being_compacted_are_read_where_its_rows_are(tables: Stack) -> None:
-    insert(tables, (START, "dp", "[100,5]|[101,3]"), table="sol")
-    tables.query("RENAME TABLE mexc_data.sol TO mexc_data.sol_compacting_0123abcd")
-    assert [point.mid for point in read(tables, "sol", 10)] == [100.5]
-    tables.query("RENAME TABLE mexc_data.sol_compacting_0123abcd TO mexc_data.sol")
+def test_prices_of_a_table_that_is_being_compacted_are_read_where_its_rows_are(served: Stack) -> None:
+    insert(served, (START, "dp", "[100,5]|[101,3]"), table="sol")
+    served.query("RENAME TABLE mexc_data.sol TO mexc_data.sol_compacting_0123abcd")
+    assert [point.mid for point in read(served, "sol", 10)] == [100.5]
+    served.query("RENAME TABLE mexc_data.sol_compacting_0123abcd TO mexc_data.sol")
 
 
-def test_prices_of_no_table_are_none(tables: Stack) -> None:
-    assert read(tables, "nothing", 10) == []
+def test_prices_of_no_table_are_none(served: Stack) -> None:
+    assert read(served, "nothing", 10) == []
 
 
 # What a browser makes of it
