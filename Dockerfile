@@ -27,4 +27,4 @@ ENTRYPOINT ["/app/docker/entrypoint.sh"]
 CMD ["python3", "btcdat.py"]
 
 # Unhealthy is a label: nothing restarts on it. At first there are the VPN server to be found and the tables to be made.
-HEALTHCHECK --interval=15s --timeout=10s --start-period=2m --retries=3 CMD ["python3", "-m", "pipeline.health"]
+HEALTHCHECK --interval=15s --timeout=10s --start-period=2m --retries=3 CMD ["python3", "-m", "pipeline.collect.health"]

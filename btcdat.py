@@ -4,7 +4,7 @@
 import sys
 
 from config import BTC_CONFIG
-from pipeline.collector import collect
+from pipeline.collect.collector import collect
 
 if __name__ == "__main__":
     sys.exit(collect(BTC_CONFIG))

@@ -21,9 +21,9 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import ALL_CONFIGS, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
-from pipeline.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
-from pipeline.schema import (
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
+from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
+from pipeline.store.schema import (
     ENGINE,
     create_database,
     create_table,
@@ -109,7 +109,11 @@ def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
 def repair(directory: str, *, always: bool) -> int:
     """Repair the tables below `directory`, or the local stack's, asking first unless `always`; return the exit code."""
     try:
-        from pipeline.repair import RepairError, default_directories, repair_directory  # packages for nothing else
+        from pipeline.store.repair import (  # packages for nothing else
+            RepairError,
+            default_directories,
+            repair_directory,
+        )
     except ModuleNotFoundError as error:
         print(f"--repair needs {error.name}: pip install clickhouse-cityhash pyarrow", file=sys.stderr)
         return 2

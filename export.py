@@ -16,9 +16,9 @@ from datetime import date
 from pathlib import Path
 
 from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, find_symbol, known_symbols, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, explain
-from pipeline.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.human import human_size, many
+from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.store.client import CLICKHOUSE_ERRORS, explain
 
 
 def main() -> int:

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
-from pipeline.storage import Storage, TableStorage, advice, survey
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
+from pipeline.store.storage import Storage, TableStorage, advice, survey
 from pipeline.times import from_ms, parse_time
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
-    from pipeline.quality import SymbolQuality
+    from pipeline.read.quality import SymbolQuality
 
 _TYPES = {"t": "Ticker messages", "d": "Deal messages", "dp": "Depth messages", "dl": "Dead letters"}
 _SHORT, _LONG = 120.0, 3600.0  # seconds without a word from the server; some say none while they look for rows
@@ -51,7 +51,7 @@ def main() -> int:
         return 2
     try:
         if options.watch is not None:
-            from pipeline.watch import watch
+            from pipeline.show.watch import watch
 
             return watch(settings, ALL_CONFIGS, options.watch)
         reports = Reports(options, settings)
@@ -162,7 +162,7 @@ class Reports:
 
     @cached_property
     def _quality(self) -> list[SymbolQuality]:
-        from pipeline.quality import examine
+        from pipeline.read.quality import examine
 
         start, end = self._options.start, self._options.end
         return examine(self._client, self._database, ALL_CONFIGS, start=start, end=end, show_progress=True)
@@ -184,15 +184,15 @@ class Reports:
         return 0 if self._storage.records else 1
 
     def _report_quality(self) -> int:
-        from pipeline.quality_report import as_json, as_text
+        from pipeline.show.quality_report import as_json, as_text
 
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
         self._say("\n\n".join(map(as_text, self._quality)))
         return 0 if any(symbol.rows for symbol in self._quality) else 1
 
     def _report_age(self) -> int:
-        from pipeline.quality import find_newest
-        from pipeline.quality_report import age_as_json, age_line, is_late
+        from pipeline.read.quality import find_newest
+        from pipeline.show.quality_report import age_as_json, age_line, is_late
 
         self._answer["newest"] = []
         code = 0
@@ -208,7 +208,8 @@ class Reports:
         return code
 
     def _write_page(self) -> int:
-        from pipeline.page import read_prices, render
+        from pipeline.show.figures import read_prices
+        from pipeline.show.page import render
 
         if self._code_for_records:
             return self._code_for_records

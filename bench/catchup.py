@@ -14,8 +14,8 @@ from bench.feeds import market_frames, rows_of, stored_rows
 from bench.latency import timed_collector
 from bench.tables import print_table
 from config import load_settings
-from pipeline.journal import Journal
-from pipeline.table import Table
+from pipeline.collect.journal import Journal
+from pipeline.collect.table import Table
 from tests.stack import Stack, eventually, open_stack
 
 WAITING = 200_000  # rows: some five hours of one symbol

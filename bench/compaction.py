@@ -24,8 +24,8 @@ from clickhouse_driver import Client
 from bench.feeds import market_frames, rows_of
 from bench.tables import print_table
 from config import Settings, load_settings
-from pipeline.client import connect
-from pipeline.compact import BLOCK_ROWS, compact
+from pipeline.store.client import connect
+from pipeline.store.compact import BLOCK_ROWS, compact
 from tests.stack import Process, Stack, open_stack
 
 SINCE = Settings.compact_blocks  # one-row blocks since the last time

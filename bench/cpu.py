@@ -17,9 +17,9 @@ from typing import Any
 from bench.feeds import START_MS, SYMBOL, market_frames
 from bench.tables import print_table
 from config import load_settings
-from pipeline.client import connect
-from pipeline.journal import Journal
+from pipeline.collect.journal import Journal
 from pipeline.messages import parse_frame
+from pipeline.store.client import connect
 from tests.stack import open_stack
 
 FRAMES = 2_000  # of each kind
@@ -35,7 +35,7 @@ def main() -> None:
         stack.clickhouse()
         stack.setup()
         client = connect(load_settings(stack.env, dotenv=None), query_settings={"async_insert": 0})
-        client.connection.ping = lambda: True  # as pipeline.table has it
+        client.connection.ping = lambda: True  # as pipeline.collect.table has it
 
         def insert(batch: Sequence[Any]) -> None:
             client.execute("INSERT INTO mexc_data.btc (ts, mt, m) VALUES", [row[:3] for row in batch])

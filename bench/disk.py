@@ -15,9 +15,9 @@ from pyarrow import parquet
 from bench.feeds import file_bytes, market_frames, rows_of
 from bench.tables import print_table
 from config import load_settings
-from pipeline.client import connect
-from pipeline.compact import compact
 from pipeline.messages import Row
+from pipeline.store.client import connect
+from pipeline.store.compact import compact
 from tests.stack import Stack, open_stack
 
 ROWS = 200_000

@@ -21,8 +21,8 @@ from clickhouse_driver import Client
 from bench.feeds import file_bytes, market_frames, resident_mb, rows_of
 from bench.tables import percentile, print_table
 from config import Settings, load_settings
-from pipeline.client import connect
-from pipeline.compact import BLOCK_ROWS, compact
+from pipeline.store.client import connect
+from pipeline.store.compact import BLOCK_ROWS, compact
 from tests.stack import Stack, open_stack
 
 SIZES = (0, 100_000, 1_000_000, 5_000_000)  # rows

@@ -12,8 +12,8 @@ from pathlib import Path
 from bench.feeds import market_frames, rows_of
 from bench.tables import percentile, print_table
 from config import load_settings
-from pipeline.client import connect
-from pipeline.journal import Journal
+from pipeline.collect.journal import Journal
+from pipeline.store.client import connect
 from tests.stack import open_stack
 
 ROWS = 5_000

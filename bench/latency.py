@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.tables import percentile, print_table
 from config import load_settings
-from pipeline.client import connect
+from pipeline.store.client import connect
 from tests.stack import Stack, open_stack
 
 RATES = (15, 50, 500)  # frames/s
@@ -27,7 +27,7 @@ BARE_SECONDS = 10
 _TIMED_COLLECTOR = """
 import sys, time
 from config import BTC_CONFIG
-from pipeline import collector, table
+from pipeline.collect import collector, table
 append_pending = table.Table.append_pending
 notes = open(sys.argv[1], "w")
 def timed(self):

@@ -26,9 +26,9 @@ from bench.feeds import START_MS, resident_mb
 from bench.tables import percentile, print_table
 from config import ALL_CONFIGS, Settings, load_settings
 from local.market import frames
-from pipeline.client import connect, is_missing_table
 from pipeline.messages import parse_frame
-from pipeline.storage import Storage, survey
+from pipeline.store.client import connect, is_missing_table
+from pipeline.store.storage import Storage, survey
 from tests.stack import Exchange, Stack, StoredRow, eventually, open_stack
 
 LINES = 12  # of the table

@@ -17,7 +17,7 @@ from typing import Any
 import websocket
 
 from config import BTC_CONFIG, load_settings
-from pipeline.client import connect
+from pipeline.store.client import connect
 
 _SYMBOL = BTC_CONFIG["symbol"]
 _settings = load_settings(dotenv=None)

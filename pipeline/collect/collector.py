@@ -16,15 +16,16 @@ from collections.abc import Callable
 from types import FrameType
 
 from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
-from pipeline.backoff import backoff
-from pipeline.client import explain, is_misconfigured
-from pipeline.feed import Feed, FeedEvents
-from pipeline.gaps import Gaps
-from pipeline.health import Heartbeat
-from pipeline.journal import Journal, JournalError, JournalFull
+from pipeline.collect.backoff import backoff
+from pipeline.collect.errors import JournalError, JournalFull, TableMissing
+from pipeline.collect.feed import Feed, FeedEvents
+from pipeline.collect.gaps import Gaps
+from pipeline.collect.health import Heartbeat
+from pipeline.collect.journal import Journal
+from pipeline.collect.stats import ErrorKind, Stats
+from pipeline.collect.table import APPEND_ERRORS, TABLE_ERRORS, Table
 from pipeline.messages import Row, parse_frame
-from pipeline.stats import ErrorKind, Stats
-from pipeline.table import APPEND_ERRORS, TABLE_ERRORS, Table, TableMissing
+from pipeline.store.client import explain, is_misconfigured
 
 EXIT_STOPPED, EXIT_ERRORS, EXIT_CONFIG = 0, 1, 2
 
@@ -104,7 +105,7 @@ class _Collector(FeedEvents):
 
     def serve_metrics(self) -> None:
         """Serve this collector's figures to Prometheus. Raises OSError where METRICS_PORT cannot be used."""
-        from pipeline.metrics import Metrics  # what it imports takes memory, so only where it is wanted
+        from pipeline.collect.metrics import Metrics  # what it imports takes memory, so only where it is wanted
 
         metrics = Metrics(self._symbol, self._table_name, self._stats, self._journal, self._heartbeat, self._table)
         metrics.serve(self._settings)

@@ -16,7 +16,7 @@ from typing import Any
 
 import websocket
 
-from pipeline.backoff import backoff
+from pipeline.collect.backoff import backoff
 
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from pipeline.journal import Journal, JournalFull
+from pipeline.collect.errors import JournalFull
+from pipeline.collect.journal import Journal
 from pipeline.messages import DEAL, DEPTH, TICKER, parse_rest_deals
 
 _OVERLAP_MS = 1_000  # a deal is pushed a little later than it was made, and not in order with what is no deal

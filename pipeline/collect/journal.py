@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.collect.errors import JournalError, JournalFull
+
 RETAINED_ROWS = 10_000
 _TRIM_EVERY = 1_000  # rows; deleting them one by one would cost as much as writing them
 _SPARE_PAGES = 500  # 2 MB that the file keeps free, so that it does not shrink and grow all day
@@ -32,14 +34,6 @@ CREATE TABLE IF NOT EXISTS state (token TEXT, stored INTEGER NOT NULL);
 INSERT INTO state SELECT NULL, 0 WHERE NOT EXISTS (SELECT 1 FROM state);
 """
 _INSERT = "INSERT INTO rows VALUES (?, ?, ?, ?, ?)"
-
-
-class JournalError(Exception):
-    """The journal cannot be opened; its text is one line that says why and what to do."""
-
-
-class JournalFull(Exception):
-    """Nothing was written, none of several rows: the disk or the journal's own limit is full."""
 
 
 class Journal:

@@ -16,11 +16,11 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from config import Settings
-from pipeline.health import Heartbeat
-from pipeline.journal import Journal
+from pipeline.collect.health import Heartbeat
+from pipeline.collect.journal import Journal
+from pipeline.collect.stats import ErrorKind, Stats
+from pipeline.collect.table import Table
 from pipeline.messages import TYPE_NAMES
-from pipeline.stats import ErrorKind, Stats
-from pipeline.table import Table
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)

@@ -12,25 +12,19 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from typing import Protocol
 
 from config import Settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
-from pipeline.compact import AutoCompaction, BeingCompacted, CompactionError, resume, tables_of
-from pipeline.journal import Journal, JournalFull
+from pipeline.collect.autocompact import AutoCompaction
+from pipeline.collect.errors import JournalFull, StillInserting, TableMissing
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
+from pipeline.store.compact import BeingCompacted, CompactionError, resume, tables_of
 
 _SETTINGS = {
     "async_insert": 0,  # on by default since ClickHouse 26.2; an acknowledged row must be a stored row
     "receive_timeout": 30,  # seconds the server waits for the rest of an INSERT whose sender is gone
 }
 _FENCE_TIMEOUT = 60.0  # seconds
-
-
-class TableMissing(Exception):
-    """The table does not exist (yet, or at the moment); its text is one line that says what to do."""
-
-
-class StillInserting(Exception):
-    """An earlier INSERT of ours is still under way on the server; its text is one line."""
 
 
 TABLE_ERRORS = (TableMissing, StillInserting, CompactionError, JournalFull)
@@ -40,10 +34,28 @@ APPEND_ERRORS = (*CLICKHOUSE_ERRORS, *TABLE_ERRORS)
 """All that `Table.append_pending` raises; the same call may be tried again after each of them."""
 
 
+class Waiting(Protocol):
+    """What a table is fed from: the rows that wait, and what is known of those that do not. The journal is one."""
+
+    @property
+    def token(self) -> str | None: ...
+    @property
+    def stored(self) -> int: ...
+    @property
+    def newest(self) -> int: ...
+    @property
+    def oldest(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+    def pending(self, limit: int) -> list[tuple[int, str, str]]: ...
+    def acknowledge(self, stored: int) -> None: ...
+    def renumber(self, after: int, stored: int, token: str) -> None: ...
+
+
 class Table:
     """The writing end of one table; for use by one thread."""
 
-    def __init__(self, settings: Settings, name: str, journal: Journal, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, name: str, journal: Waiting, say: Callable[[str], None]) -> None:
         """`name` is the table's, in the database of `settings`; `say` takes lines for the user."""
         self._settings = settings
         self._database, self._name = settings.clickhouse_database, name
@@ -78,7 +90,7 @@ class Table:
     def compact_if_due(self, stopping: Callable[[], bool]) -> None:
         """After an INSERT: rewrite the table into big blocks, where it has come to hold too many small ones.
 
-        This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.compact.
+        This may take long; it is given up half-way when `stopping`. Nothing is raised. See pipeline.store.compact.
         """
         self.in_step = self.compaction.inserted(stopping)
 

@@ -5,7 +5,7 @@ ClickHouse. Out: pyarrow Tables; `.to_pandas()` makes DataFrames of them. Promis
 order it was stored in, either in a table or as a BadRow that says why not. A float is the one nearest to the text;
 with `exact`, numbers are decimals and nothing is rounded.
 
-    from pipeline.decode import candles, load
+    from pipeline.read import candles, load
     deals = load("btc", "deals", "2026-10-01", "2026-10-02")
     print(candles(deals, "1h").to_pandas())
 
@@ -27,9 +27,9 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 
 from config import SymbolConfig, find_symbol, known_symbols, load_settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
-from pipeline.compact import tables_of
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.store.compact import tables_of
 from pipeline.times import iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
@@ -146,8 +146,8 @@ def read(
     free for the next query.
 
     Raises ValueError at once for an unknown type and for a time without zone, and one of
-    pipeline.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that has
-    begun is not disturbed by that.
+    pipeline.store.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that
+    has begun is not disturbed by that.
     """
     schema(mt)
     conditions = [f"mt = '{mt}'"]

@@ -34,13 +34,13 @@ import pyarrow.parquet
 from clickhouse_driver import Client
 
 from config import Settings, SymbolConfig
-from pipeline import decode
-from pipeline.client import CLICKHOUSE_ERRORS, connect, is_missing_table
-from pipeline.compact import tables_of
-from pipeline.decode import BadRow
 from pipeline.files import silence_stdout, sync
 from pipeline.human import human_size, many
 from pipeline.progress import progress
+from pipeline.read import decode
+from pipeline.read.decode import BadRow
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
+from pipeline.store.compact import tables_of
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
 
@@ -148,7 +148,7 @@ def export(
     Adds to `result` as it goes. Prints a line for each file, unless there is a bar on the terminal, and on stderr what
     was left out or is waited for. A table that is being compacted is waited for.
 
-    Raises ExportError and pipeline.client.CLICKHOUSE_ERRORS.
+    Raises ExportError and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     exporter = _Exporter(settings, config, job, out, result)
     while True:

@@ -24,9 +24,9 @@ import numpy.typing as npt
 from clickhouse_driver import Client
 
 from config import SymbolConfig
-from pipeline.compact import is_being_compacted, read_table
 from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, TYPE_NAMES, parse_frame
 from pipeline.progress import progress
+from pipeline.store.compact import is_being_compacted, read_table
 from pipeline.times import to_ms
 
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
@@ -37,7 +37,7 @@ DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS = 10_000, 30_000, 10_000
 
 _OLDEST = to_ms(datetime(2018, 1, 1, tzinfo=UTC))  # MEXC is not older
 _DAY_MS = 86_400_000
-_FILLED_MS = 1_000  # deals are filled in once market data has gone on for over a second, see pipeline.gaps
+_FILLED_MS = 1_000  # deals are filled in once market data has gone on for over a second, see pipeline.collect.gaps
 _FULL_MINUTES = 3  # of fewer, there is no median worth the name
 _BATCH_ROWS = 65_536
 
@@ -194,7 +194,7 @@ def examine(
     filled in, leaves no trace. What is filled in for two cuts within 10 seconds counts as one.
 
     With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are.
-    Raises one of pipeline.client.CLICKHOUSE_ERRORS.
+    Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)
     names = [config["table_name"] for config in configs]
@@ -205,7 +205,7 @@ def examine(
 
 
 def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) -> list[Newest]:
-    """Return the newest row of each symbol. Raises one of pipeline.client.CLICKHOUSE_ERRORS.
+    """Return the newest row of each symbol. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
 
     Dead letters do not count: an exchange that sends nothing else brings no data. Nor do rows dated later than
     tomorrow: one of them would hide for good that no more come.
@@ -232,7 +232,7 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
 # Reading
 
 _ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1")])
-_NUMBERS = {TICKER: 1, DEAL: 2, DEPTH: 3, DEADLETTER: 4}  # of the Enum8, see pipeline.schema
+_NUMBERS = {TICKER: 1, DEAL: 2, DEPTH: 3, DEADLETTER: 4}  # of the Enum8, see pipeline.store.schema
 _CROSSED, _UNSORTED, _UNREADABLE = 1, 2, 4
 
 # A price is what stands between a bracket and an amount. Where something else does, there are fewer prices than

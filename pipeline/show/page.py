@@ -1,8 +1,8 @@
 """The picture of an archive: one HTML page that needs nothing else, for verif.py --html.
 
-In: what pipeline.storage and pipeline.quality found out, and the prices from here. Out: the text of the page. Promises:
-its size is bounded, however long the archive; it loads nothing and says so in its Content-Security-Policy; whatever the
-exchange has sent is shown as text and is never markup.
+In: what pipeline.store.storage and pipeline.read.quality found out, and the prices of pipeline.show.figures. Out: the
+text of the page. Promises: its size is bounded, however long the archive; it loads nothing and says so in its
+Content-Security-Policy; whatever the exchange has sent is shown as text and is never markup.
 """
 
 from __future__ import annotations
@@ -18,16 +18,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from itertools import accumulate, pairwise
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from clickhouse_driver import Client
-
-from pipeline.compact import read_table
 from pipeline.human import length, many, printable
-from pipeline.quality import (
+from pipeline.read.quality import (
     ALL_SILENCE_MS,
     DEPTH_SILENCE_MS,
     TICKER_SILENCE_MS,
@@ -36,20 +32,15 @@ from pipeline.quality import (
     Gap,
     SymbolQuality,
 )
-from pipeline.storage import Storage, TableStorage, advice
+from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
+from pipeline.store.storage import Storage, TableStorage, advice
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
-_BUCKETS = 1500  # points of a series, at most; a screen has not many more pixels across
-_MARKS = 400  # gaps of a lane, drawn one by one; where there are more, neighbours are joined
 _LISTED_GAPS = 8
 _LISTED_KINDS = 8
-_SHORT = 10.0  # seconds of a minute, at least, for a rate
 _OLD = 300.0  # seconds; a compaction can keep rows waiting that long
-_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720, 1440)
 _TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
-_LANES = {"tickers": "tickers", "depth": "depth", "all": "rows of any channel"}
-"""The channels that gaps are told of, in the order they are drawn -> what was missing in one."""
 _DEPTH, _TICKERS, _ALL = (f"{ms / 1000:g} s" for ms in (DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS))
 _KINDS = {
     "rs.error": "error messages of MEXC",
@@ -59,51 +50,6 @@ _KINDS = {
     "cut short": "too long to tell what is wrong",
 }
 """Dead letters, where the name of their kind is not plain enough."""
-
-
-@dataclass(frozen=True)
-class PricePoint:
-    """The best prices over some seconds; prices in USDT."""
-
-    ts_ms: int
-    """Where these seconds begin: milliseconds since the epoch, UTC."""
-    mid: float
-    """Halfway between best bid and best ask: the average, and from `low` to `high`."""
-    low: float
-    high: float
-    spread: float
-    """Best ask minus best bid: the average, and `widest` at most."""
-    widest: float
-
-
-def read_prices(
-    client: Client, database: str, table: str, start: datetime, end: datetime, points: int = 2000
-) -> list[PricePoint]:
-    """Return the prices from `start` until before `end` (aware) by the first levels of the depth rows, oldest first.
-
-    They are averaged by ClickHouse over equally long times of a second or more, `points` at most; times without an
-    order book that has both sides are left out. Raises one of pipeline.client.CLICKHOUSE_ERRORS.
-    """
-    start_ms, end_ms = to_ms(start), to_ms(end)
-    step_ms = max(1, -(-(end_ms - start_ms) // ((points - 1) * 1000))) * 1000
-    # StripeLog has no index: all rows are read, by one thread, since each takes memory for the whole list of blocks.
-    query = """
-        WITH
-            toUnixTimestamp64Milli(ts) AS ts_ms,
-            position(m, '|') AS middle,
-            toFloat64OrNull(substring(m, 2, position(m, ',') - 2)) AS bid,
-            toFloat64OrNull(substring(m, middle + 2, position(m, ',', middle) - middle - 2)) AS ask,
-            (bid + ask) / 2 AS mid,
-            ask - bid AS spread
-        SELECT intDiv(ts_ms, %(step)s) AS bucket, avg(mid), min(mid), max(mid), avg(spread), max(spread)
-        FROM {source}
-        WHERE mt = 'dp' AND ts_ms >= %(start)s AND ts_ms < %(end)s AND middle > 0 AND mid < 1e15
-        GROUP BY bucket ORDER BY bucket
-        SETTINGS max_threads = 1, max_execution_time = 0
-    """
-    arguments = {"start": start_ms, "end": end_ms, "step": step_ms}
-    rows = read_table(client, database, table, lambda source: client.execute(query.format(source=source), arguments))
-    return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
 
 
 def render(
@@ -121,7 +67,7 @@ def render(
     made_ms = to_ms(made_at)
     tables = {table.name: table for table in storage.tables}
     looks = [_look(symbol, made_ms) for symbol in quality]
-    ranges = [_range(symbol) for symbol in quality if symbol.start_ms is not None]
+    ranges = [examined_range(symbol) for symbol in quality if symbol.start_ms is not None]
     whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
     data: dict[str, Any] = {"range": whole, "symbols": {}}
     cards, sections = [], []
@@ -130,7 +76,7 @@ def render(
         cards.append(_card(symbol, look, table, made_ms))
         charts = _Html("")
         if symbol.start_ms is not None:
-            drawn = _drawn(symbol, table, prices.get(symbol.table, []))
+            drawn = figures(symbol, table, prices.get(symbol.table, []))
             data["symbols"][symbol.table] = drawn
             charts = _charts(symbol, drawn, whole)
         sections.append(
@@ -317,7 +263,7 @@ def _asset(name: str) -> _Html:
 
 
 def _fill(name: str, /, **values: object) -> _Html:
-    """Return a template of pipeline/assets/ with its placeholders filled."""
+    """Return a template of pipeline/show/assets/ with its placeholders filled."""
     return _Html(Template(_asset(name)).substitute({key: _text(value) for key, value in values.items()}))
 
 
@@ -347,7 +293,7 @@ def _card(symbol: SymbolQuality, look: list[_Said], table: TableStorage, made_ms
     wrong = list(dict.fromkeys(said.short for said in look if said.level in ("look", "bad")))
     newest = _newest(symbol)
     most = f", longest {length(max(gap.seconds for gap in symbol.uncovered))}" if symbol.uncovered else ""
-    disk = _disk(table)
+    disk = disk_bytes(table)
     facts = {
         "Gaps": "–" if symbol.coverage is None else f"{len(symbol.uncovered):,}" + most,
         "Newest row": "–" if newest is None else f"{length(max(0, made_ms - newest) / 1000)} old",
@@ -498,7 +444,7 @@ def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> 
     else:
         lines.append(("data.bin and index.mrk", lambda table: _size(table.total_bytes or 0)))
     lines += [
-        ("Bytes a row", lambda table: f"{(_disk(table) or 0) / table.records:,.1f}" if table.records else "–"),
+        ("Bytes a row", lambda table: f"{(disk_bytes(table) or 0) / table.records:,.1f}" if table.records else "–"),
         ("Blocks", lambda table: f"{table.blocks:,}"),
         ("Rows a block", lambda table: f"{table.records / table.blocks:,.1f}" if table.blocks else "–"),
         ("Memory of the server for blocks, about", lambda table: _size(table.block_memory)),
@@ -526,143 +472,6 @@ def _tag(name: str, /, *inside: object, **attributes: object) -> _Html:
     """Return an element; of attributes' names, a last _ is dropped and others become -."""
     written = (f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"' for key, value in attributes.items())
     return _Html(f"<{name}{''.join(written)}>{''.join(map(_text, inside))}</{name}>")
-
-
-# What the charts draw
-
-
-def _drawn(symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePoint]) -> dict[str, Any]:
-    """Return what page.js draws for a symbol. Times are seconds since the epoch."""
-    rates = {channel.name: _rate(channel, symbol) for channel in symbol.channels if channel.rows}
-    return {
-        "range": _range(symbol),
-        "lanes": [
-            {"name": name.capitalize(), "missing": missing, "gaps": _marks(symbol, name)}
-            for name, missing in _LANES.items()
-        ],
-        "rates": rates,
-        "prices": _price_series(prices),
-        "growth": _cumulated(symbol, table),
-    }
-
-
-def _range(symbol: SymbolQuality) -> list[float]:
-    """Return the examined time; a moment is made a second, for a chart needs a width."""
-    start, end = (symbol.start_ms or 0) / 1000, (symbol.end_ms or 0) / 1000
-    return [start, end] if end > start else [start - 0.5, end + 0.5]
-
-
-def _marks(symbol: SymbolQuality, channel: str) -> list[tuple[float, float, int, float]]:
-    """Return the gaps of a lane: start, end, how many gaps these are, how many seconds they have in all.
-
-    They are one each, unless there are more of them than can be told apart.
-    """
-    marks = [
-        (gap.start_ms / 1000, gap.end_ms / 1000, 1, round(gap.seconds, 3))
-        for gap in symbol.gaps
-        if gap.channel == channel
-    ]
-    if len(marks) <= _MARKS:
-        return marks
-    start, end = _range(symbol)
-    near = (end - start) / _MARKS
-    joined = marks[:1]
-    for mark in marks[1:]:
-        before = joined[-1]
-        if mark[0] - before[0] < near:
-            joined[-1] = before[0], max(before[1], mark[1]), before[2] + 1, round(before[3] + mark[3], 3)
-        else:
-            joined.append(mark)
-    return joined
-
-
-def _rate(channel: ChannelQuality, symbol: SymbolQuality) -> dict[str, Any]:
-    """Return rows a minute: of each minute, or of several the average with the least and the most.
-
-    The minutes at both ends are whole only by chance, and left out.
-    """
-    start, end = _range(symbol)
-    first, last = math.ceil(start / 60), math.floor(end / 60)
-    if last - first < 3:
-        return _short_rate(channel, start, end)
-    width = _width(last - first)
-    buckets: list[list[int]] = [[] for _ in range(-(-(last - first) // width))]
-    for second, rows in channel.by_minute.items():
-        if first <= second // 60 < last:
-            buckets[(second // 60 - first) // width].append(rows)
-    rate: dict[str, Any] = {"start": first * 60, "step": width * 60}
-    if width == 1:
-        return rate | {"mean": [sum(bucket) for bucket in buckets]}
-    minutes = [min(width, last - first - number * width) for number in range(len(buckets))]
-    return rate | {
-        "mean": [round(sum(bucket) / count, 1) for bucket, count in zip(buckets, minutes, strict=True)],
-        "low": [min(bucket) if len(bucket) == count else 0 for bucket, count in zip(buckets, minutes, strict=True)],
-        "high": [max(bucket, default=0) for bucket in buckets],
-    }
-
-
-def _short_rate(channel: ChannelQuality, start: float, end: float) -> dict[str, Any]:
-    """Return the same from all that there is of a few minutes; a null where that is next to nothing of one."""
-    first, last = math.floor(start / 60), math.ceil(end / 60)
-    mean = []
-    for minute in range(first, last):
-        seconds = min(end, (minute + 1) * 60) - max(start, minute * 60)
-        too_short = seconds < _SHORT and last - first > 1
-        mean.append(None if too_short else round(channel.by_minute.get(minute * 60, 0) * 60 / seconds, 1))
-    return {"start": first * 60, "step": 60, "mean": mean}
-
-
-def _width(minutes: int) -> int:
-    """Return how many minutes a bucket has."""
-    least = -(-minutes // _BUCKETS)
-    return next((width for width in _MINUTES if width >= least), -(-least // 1440) * 1440)
-
-
-def _price_series(prices: Sequence[PricePoint]) -> dict[str, Any] | None:
-    """Return the prices by column, with a null where there were none for a while."""
-    if not prices:
-        return None
-    step_ms = min((after.ts_ms - before.ts_ms for before, after in pairwise(prices)), default=1000)
-    digits = _digits(statistics.median(abs(point.spread) for point in prices))
-    columns: dict[str, list[Any]] = {name: [] for name in ("times", "mid", "low", "high", "spread", "widest")}
-    for number, point in enumerate(prices):
-        if number and point.ts_ms - prices[number - 1].ts_ms > max(10_000, 2.5 * step_ms):
-            columns["times"].append((prices[number - 1].ts_ms + step_ms) / 1000)
-            for name in list(columns)[1:]:
-                columns[name].append(None)
-        columns["times"].append(point.ts_ms / 1000)
-        for name in list(columns)[1:]:
-            columns[name].append(round(getattr(point, name), digits + 1))
-    return columns | {"step": step_ms / 1000, "digits": digits}
-
-
-def _digits(spread: float) -> int:
-    """Return how many decimals a price is shown with, so that half a spread is seen."""
-    return min(8, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 2
-
-
-def _cumulated(symbol: SymbolQuality, table: TableStorage) -> dict[str, Any] | None:
-    """Return how many rows there were by when, and the bytes that one of them takes."""
-    disk = _disk(table)
-    if not table.records or disk is None:
-        return None
-    start, end = _range(symbol)
-    step = 60 * _width(math.ceil((end - start) / 60))
-    added: dict[float, int] = {start: 0}
-    for channel in symbol.channels:
-        for second, rows in channel.by_minute.items():
-            bucket = second // step * step
-            added.setdefault(max(start, bucket), 0)  # where nothing was added before, the line is level
-            until = min(end, bucket + step)
-            added[until] = added.get(until, 0) + rows
-    times = sorted(added)
-    rows_by = list(accumulate(added[time] for time in times))
-    return {"times": times, "rows": rows_by, "bytes_per_row": round(disk / table.records, 3)}
-
-
-def _disk(table: TableStorage) -> int | None:
-    """Return the bytes of a table's files; None where nobody knows."""
-    return (table.data_bin + (table.index_mrk or 0)) if table.data_bin is not None else table.total_bytes
 
 
 def _least(values: Iterable[float | None]) -> float:

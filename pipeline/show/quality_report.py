@@ -1,4 +1,4 @@
-"""What pipeline.quality has found, as text of one screen a symbol, and as JSON that leaves nothing out."""
+"""What pipeline.read.quality has found, as text of one screen a symbol, and as JSON that leaves nothing out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import floor, inf
 from typing import Any
 
 from pipeline.human import length, many, printable
-from pipeline.quality import ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
+from pipeline.read.quality import ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
 from pipeline.times import iso, to_ms
 
 _GAPS, _RECONNECTS = 8, 4  # lines of each, in the text

@@ -26,14 +26,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from config import PROJECT, Settings, SymbolConfig
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured, is_missing_table
-from pipeline.compact import tables_of
-from pipeline.health import check
+from config import Settings, SymbolConfig
 from pipeline.human import human_size
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
-from pipeline.quality import find_newest
-from pipeline.storage import Storage, TableStorage, survey
+from pipeline.read.quality import find_newest
+from pipeline.status import check, status_path
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured, is_missing_table
+from pipeline.store.compact import tables_of
+from pipeline.store.storage import Storage, TableStorage, survey
 
 _TYPES = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth", DEADLETTER: "dead"}
 _SHARE = 20  # counting takes one part in so many of the time
@@ -219,8 +219,7 @@ def _view(archive: _Archive, settings: Settings) -> RenderableType:
     now = time.time()
     title = Text(f"{settings.clickhouse_database} at {settings.clickhouse_host}:{settings.clickhouse_port}", "bold")
     title.append(f"   {datetime.fromtimestamp(now, UTC):%Y-%m-%d %H:%M:%S} UTC", "not bold")
-    journals = PROJECT / settings.journal_dir
-    statuses = {table.name: journals / f"{table.name}.status.json" for table in archive.tables}
+    statuses = {table.name: status_path(settings, table.name) for table in archive.tables}
     lines = list(_collectors(archive, statuses, settings, now))
     return Group(
         title,

@@ -34,8 +34,8 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings
-from pipeline.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
-from pipeline.schema import ENGINE
+from pipeline.store.client import connect, is_missing_table
+from pipeline.store.schema import ENGINE
 
 _T = TypeVar("_T")
 
@@ -49,8 +49,6 @@ _SPARE_DISK = 100_000_000  # bytes that are to stay free
 _ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
 _FENCE_TIMEOUT = 60.0  # seconds
 _POLL = 0.05  # seconds
-_SHARE = 20  # a collector spends one part in so many of its time on compaction
-_RETRY = 600.0  # seconds from a compaction that failed to the next try
 
 _QUERY_SETTINGS = {
     "max_threads": 1,  # with more, rows come in any order
@@ -85,7 +83,7 @@ def compact(settings: Settings, name: str) -> Iterator[Progress]:
 
     Yields before each step and, if the server tells, amid them. The first line says how much disk it takes, the last
     what was gained. To give up half-way, stop iterating: `resume` does the rest. Raises CompactionError and
-    pipeline.client.CLICKHOUSE_ERRORS.
+    pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     yield from resume(settings, name)
     with closing(_Compactor(settings, name)) as compactor:
@@ -96,7 +94,7 @@ def resume(settings: Settings, name: str) -> Iterator[Progress]:
     """Bring the table `name` back under its name, if a compaction of it was cut short; yields as `compact` does.
 
     A copy that is whole is used, one that is not is deleted. Raises BeingCompacted if somebody else works on it, and
-    CompactionError, pipeline.client.CLICKHOUSE_ERRORS.
+    CompactionError, pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     with closing(_Compactor(settings, name)) as compactor:
         yield from compactor.resume()
@@ -425,85 +423,15 @@ class _Compactor:
             time.sleep(_POLL)
 
 
-class AutoCompaction:
-    """Compacts a collector's table in between its INSERTs; for the thread that does them."""
+def count_small_blocks(settings: Settings, name: str) -> int:
+    """Return how many blocks the table has beyond those that it would have, were it compacted; all rows are read.
 
-    def __init__(self, settings: Settings, name: str, say: Callable[[str], None]) -> None:
-        """`say` takes lines for the user."""
-        self._settings, self._name = settings, name
-        self._full_name = f"{settings.clickhouse_database}.{name}"
-        self._limit = settings.compact_blocks
-        self._say = say
-        self.small_blocks: int | None = None
-        """How many blocks the table has beyond those of a compacted one; None where they were not counted yet."""
-        self.under_way = False
-        """Whether rows have to wait for a compaction of the table: this one's, or one that its `Table` has met."""
-        self.compactions = 0
-        """How often it has compacted the table."""
-        self.took = 0.0
-        """Seconds that the last compaction took."""
-        self._not_before = 0.0  # on the monotonic clock
-        self._has_warned = False
-
-    def inserted(self, stopping: Callable[[], bool]) -> bool:
-        """Note that an INSERT was made, and compact the table if it is time for that.
-
-        That is when there are more than COMPACT_BLOCKS small blocks, and the last compaction is twenty times as long
-        ago as it took. It is given up half-way as soon as `stopping`. Returns whether the table is known to be there,
-        as it was; where not, it has to be asked for its state.
-        """
-        if not self._limit:
-            return True
-        started = time.monotonic()
-        try:
-            if self.small_blocks is None:
-                self.small_blocks = 0  # if counting fails, those that come have to do
-                self.small_blocks = self._count_small_blocks()
-            else:
-                self.small_blocks += 1
-            if self.small_blocks <= self._limit or not self._is_time():
-                return True
-            self.under_way = True
-            for step in compact(self._settings, self._name):
-                if step.done in (0, 1):
-                    self._say(step.text)
-                if stopping():
-                    return False
-        except (CompactionError, *CLICKHOUSE_ERRORS) as error:
-            reason = error if isinstance(error, CompactionError) else explain(error, self._settings)
-            self._say(f"{self._full_name} stays as it is for now: {reason}")
-            self._wait(max(_RETRY, _SHARE * (time.monotonic() - started)))
-            self._has_warned = True  # it was just said
-            return False
-        finally:
-            self.under_way = False
-        self.small_blocks = 0
-        self.compactions += 1
-        self.took = time.monotonic() - started
-        self._wait(_SHARE * self.took)
-        return True
-
-    def _is_time(self) -> bool:
-        wait = self._not_before - time.monotonic()
-        if wait > 0 and not self._has_warned:
-            self._say(
-                f"WARNING: {self._full_name} grows fragmented: it holds {self.small_blocks:,} small blocks, and the"
-                f" next compaction waits {wait:.0f} s, the last took {self.took:.0f} s and a twentieth of the time is"
-                " the most for it; raise FLUSH_INTERVAL, so that rows share blocks"
-            )
-            self._has_warned = True
-        return wait <= 0
-
-    def _wait(self, seconds: float) -> None:
-        self._not_before = time.monotonic() + seconds
-        self._has_warned = False
-
-    def _count_small_blocks(self) -> int:
-        """Return how many blocks the table has beyond those that it would have, were it compacted."""
-        with _connect(self._settings) as client:
-            query = f"SELECT countIf(rowNumberInBlock() = 0), count() FROM {self._full_name}"
-            ((blocks, rows),) = client.execute(query)
-        return int(blocks) - int(rows) // BLOCK_ROWS
+    Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    """
+    with _connect(settings) as client:
+        query = f"SELECT countIf(rowNumberInBlock() = 0), count() FROM {settings.clickhouse_database}.{name}"
+        ((blocks, rows),) = client.execute(query)
+    return int(blocks) - int(rows) // BLOCK_ROWS
 
 
 def _connect(settings: Settings) -> Client:

@@ -11,8 +11,8 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings, SymbolConfig
-from pipeline.compact import BLOCK_ROWS, read_table
 from pipeline.progress import progress
+from pipeline.store.compact import BLOCK_ROWS, read_table
 
 _TRIES = 50  # to see all files: each INSERT makes one that is gone a moment later, and then a try fails
 _BLOCK_MEMORY = 450  # bytes of the server's; 430 to 475 were measured
@@ -58,7 +58,7 @@ class Storage:
 
 
 def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, show_progress: bool = False) -> Storage:
-    """Ask ClickHouse for all of it. Raises one of pipeline.client.CLICKHOUSE_ERRORS.
+    """Ask ClickHouse for all of it. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
 
     All rows are read, of their columns only `mt`; with `show_progress` a terminal sees how far that is.
     """

@@ -15,7 +15,7 @@ from typing import Any
 
 from clickhouse_driver.errors import ServerException
 
-from pipeline.client import is_missing_table
+from pipeline.store.client import is_missing_table
 from tests.chaos.audit import SentLog, Verdict, compare, must_have_read
 from tests.disks import Disks, small_disks
 from tests.proxy import Proxy, open_proxy

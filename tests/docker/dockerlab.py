@@ -290,7 +290,7 @@ class Deployment:
     def rows(self, table: str) -> list[tuple[int, str, str]]:
         """Return a table's rows, in the order in which they were stored."""
         query = f"SELECT toUnixTimestamp64Milli(ts), mt, m FROM mexc_data.{table} SETTINGS max_threads = 1"
-        script = "import json, config, pipeline.client as client"
+        script = "import json, config, pipeline.store.client as client"
         script += f"; print(json.dumps(client.connect(config.load_settings()).execute({query!r})))"
         result = self.python("-c", script)
         assert result.returncode == 0, result.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT, Settings
-from pipeline.export import FORMATS, TYPES
+from pipeline.read.export import FORMATS, TYPES
 
 README = (PROJECT / "README.md").read_text()
 DOCS = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]

@@ -22,7 +22,7 @@ from tests.stack import Exchange, Process, Stack, StoredRow, eventually, free_po
 WITH_TIMES = """
 import sys
 from config import BTC_CONFIG
-from pipeline import collector
+from pipeline.collect import collector
 for given in sys.argv[1:]:
     name, _, seconds = given.partition("=")
     assert hasattr(collector, name)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from config import BTC_CONFIG, Settings, load_settings
-from pipeline import table as table_module
-from pipeline.client import connect
-from pipeline.journal import RETAINED_ROWS, Journal
-from pipeline.schema import create_table, drop_table
-from pipeline.table import APPEND_ERRORS, StillInserting, Table, TableMissing
+from pipeline.collect import table as table_module
+from pipeline.collect.errors import StillInserting, TableMissing
+from pipeline.collect.journal import RETAINED_ROWS, Journal
+from pipeline.collect.table import APPEND_ERRORS, Table
+from pipeline.store.client import connect
+from pipeline.store.schema import create_table, drop_table
 from tests.proxy import Direction, Proxy, open_proxy
 from tests.stack import Stack, StoredRow
 

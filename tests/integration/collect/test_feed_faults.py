@@ -275,7 +275,7 @@ clock, real = pathlib.Path(sys.argv[1]), time.time_ns
 time.time_ns = lambda: real() + int(clock.read_text()) * 10**9
 time.time = lambda: time.time_ns() / 1e9
 from config import BTC_CONFIG
-from pipeline.collector import collect
+from pipeline.collect.collector import collect
 sys.exit(collect(BTC_CONFIG))
 """
 

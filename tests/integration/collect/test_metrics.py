@@ -35,7 +35,7 @@ OF_PROMETHEUS = {"up", "job", "instance"}
 TELLING = """
 import atexit, sys
 from config import BTC_CONFIG
-from pipeline.collector import collect
+from pipeline.collect.collector import collect
 packages = ("prometheus_client", "pandas", "numpy", "pyarrow", "rich", "chdb")
 atexit.register(lambda: print("imported:", [name for name in packages if name in sys.modules]))
 sys.exit(collect(BTC_CONFIG))
@@ -45,7 +45,7 @@ sys.exit(collect(BTC_CONFIG))
 # A statement that takes eight seconds, under the name of a compaction's.
 SLEEPING = """
 from config import load_settings
-from pipeline.client import connect
+from pipeline.store.client import connect
 connect(load_settings()).execute("SELECT sum(sleepEachRow(1)) FROM numbers(8) SETTINGS max_block_size = 1",
     query_id="compact mexc_data.btc of another")
 """
@@ -225,7 +225,7 @@ def test_a_table_that_is_being_compacted_is_not_stuck(running: Stack) -> None:
     running.query("RENAME TABLE mexc_data.btc TO mexc_data.btc_compacting_00c0ffee")
     metrics.eventually("mexc_table_being_compacted", 1)
     metrics.eventually("mexc_journal_stuck_seconds", 3)
-    health = running.run("-m", "pipeline.health", STALE_TIMEOUT=2, PING_INTERVAL=1)
+    health = running.run("-m", "pipeline.collect.health", STALE_TIMEOUT=2, PING_INTERVAL=1)
     assert re.fullmatch(r"btc: its table is being compacted, \d+ rows wait", health.output)
     assert health.wait() == 0
     eventually(lambda: metrics.of("mexc_table_being_compacted") == 0, "the collector brings it back")

@@ -17,8 +17,8 @@ import pytest
 
 from config import PROJECT, load_settings
 from local.market import frames
-from pipeline.client import connect
 from pipeline.messages import Row, parse_frame
+from pipeline.store.client import connect
 from tests.stack import Stack, open_stack
 
 TEXT = (PROJECT / "docs" / "DATA.md").read_text()

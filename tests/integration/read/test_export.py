@@ -24,11 +24,11 @@ import pytest
 
 from config import BTC_CONFIG, PROJECT, load_settings
 from export import main
-from pipeline import decode
-from pipeline import export as module
-from pipeline.client import connect
-from pipeline.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.human import human_size
+from pipeline.read import decode
+from pipeline.read import export as module
+from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.store.client import connect
 from tests.disks import small_disks
 from tests.stack import Process, Stack, free_port, open_stack
 
@@ -45,7 +45,7 @@ DEADLETTER = """concat(toString(number), ', "quoted", and\\non two lines')"""
 HELD = """
 import signal, sys
 import export
-from pipeline import decode, export as module
+from pipeline.read import decode, export as module
 
 def read(*args, _read=decode.read, **options):
     for number, batch in enumerate(_read(*args, **options)):
@@ -64,7 +64,7 @@ sys.exit(export.main())
 MEASURED = """
 import resource, sys
 import export
-from pipeline import export as module
+from pipeline.read import export as module
 
 module._OTHER_BATCH_ROWS = 1000
 module._WRITE_BYTES = 1 << 20

@@ -8,15 +8,15 @@ from datetime import datetime
 import pytest
 
 from config import ALL_CONFIGS, BTC_CONFIG
-from pipeline import compact as compaction
-from pipeline import quality as module
-from pipeline.client import connect
-from pipeline.compact import compact
-from pipeline.quality import Finding, SymbolQuality, examine, find_newest
+from pipeline.read import quality as module
+from pipeline.read.quality import Finding, SymbolQuality, examine, find_newest
+from pipeline.store import compact as compaction
+from pipeline.store.client import connect
+from pipeline.store.compact import compact
 from pipeline.times import from_ms
-from tests.integration.test_compact import advance, begin_statement, settings_of
+from tests.integration.store.test_compact import advance, begin_statement, settings_of
 from tests.stack import Stack, StoredRow, eventually
-from tests.unit.test_findings import T0, every, gap, merged, scanned
+from tests.unit.read.test_findings import T0, every, gap, merged, scanned
 
 
 def store(stack: Stack, *blocks: list[StoredRow], table: str = "btc") -> None:

@@ -15,9 +15,9 @@ from clickhouse_driver.errors import ServerException
 
 from config import load_settings
 from local.market import frames
-from pipeline.client import connect, is_missing_table
-from pipeline.decode import TYPES, LoadError, decode, load, read
 from pipeline.messages import Row, parse_frame
+from pipeline.read.decode import TYPES, LoadError, decode, load, read
+from pipeline.store.client import connect, is_missing_table
 from tests.stack import Stack, free_port, open_stack
 
 START = datetime(2026, 10, 1, tzinfo=UTC)
@@ -156,8 +156,8 @@ def test_a_table_that_is_not_there_is_an_error_of_clickhouse(client: Client) -> 
 READER = """
 import json, resource
 from config import load_settings
-from pipeline.client import connect
-from pipeline.decode import read
+from pipeline.store.client import connect
+from pipeline.read.decode import read
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

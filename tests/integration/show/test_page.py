@@ -15,9 +15,10 @@ import pytest
 from clickhouse_driver import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from pipeline.page import PricePoint, read_prices, render
-from pipeline.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
-from pipeline.storage import Storage, TableStorage
+from pipeline.read.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
+from pipeline.show.figures import PricePoint, read_prices
+from pipeline.show.page import render
+from pipeline.store.storage import Storage, TableStorage
 from pipeline.times import from_ms, iso, to_ms
 from tests.stack import Stack, eventually
 

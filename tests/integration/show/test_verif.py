@@ -19,8 +19,8 @@ import pytest
 
 from config import ALL_CONFIGS, PROJECT
 from pipeline.human import human_size
-from pipeline.storage import Storage, TableStorage
-from tests.integration.test_compact import begin_statement
+from pipeline.store.storage import Storage, TableStorage
+from tests.integration.store.test_compact import begin_statement
 from tests.stack import Process, Stack, free_port, open_stack
 from verif import replace_file, report
 
@@ -505,7 +505,7 @@ def test_a_report_that_cannot_be_printed_is_one_line(stack: Stack) -> None:
 
 
 def test_the_plain_report_does_not_wait_for_what_it_does_not_need() -> None:
-    heavy = {"numpy", "pandas", "pyarrow", "rich", "pipeline.quality", "pipeline.page", "pipeline.watch"}
+    heavy = {"numpy", "pandas", "pyarrow", "rich", "pipeline.read.quality", "pipeline.show.page", "pipeline.show.watch"}
     code = "import sys, verif; print(*sys.modules, sep='\\n')"
     imported = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert heavy.isdisjoint(imported.stdout.splitlines())

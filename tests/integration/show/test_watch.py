@@ -23,9 +23,10 @@ import pytest
 from rich.console import Console
 
 from config import ALL_CONFIGS, PROJECT, load_settings
-from pipeline import storage, watch
-from pipeline.health import Status
 from pipeline.human import human_size
+from pipeline.show import watch
+from pipeline.status import Status
+from pipeline.store import storage
 from tests.stack import PATIENCE, Stack, eventually, free_port, open_stack
 
 COLUMNS, LINES = 80, 24

@@ -13,8 +13,8 @@ from clickhouse_driver import Client
 
 import ch_setup
 from config import ALL_CONFIGS, PROJECT, load_settings
-from pipeline import compact, schema
-from pipeline.client import connect
+from pipeline.store import compact, schema
+from pipeline.store.client import connect
 from tests.stack import Process, Stack, free_port, open_stack
 
 SUMMARY = [

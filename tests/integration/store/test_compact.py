@@ -16,10 +16,11 @@ from clickhouse_driver import Client
 
 import ch_setup
 from config import BTC_CONFIG, Settings, load_settings
-from pipeline import compact as module
-from pipeline.client import connect
-from pipeline.compact import AutoCompaction, BeingCompacted, CompactionError, Progress, compact, resume
-from tests.integration.test_pipeline import assert_stored, expected_rows
+from pipeline.collect.autocompact import AutoCompaction
+from pipeline.store import compact as module
+from pipeline.store.client import connect
+from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume
+from tests.integration.collect.test_pipeline import assert_stored, expected_rows
 from tests.stack import Stack, StoredRow, eventually
 
 ONE_ROW_BLOCKS = (
@@ -521,102 +522,6 @@ def test_a_collector_is_stopped_while_it_compacts(running: Stack) -> None:
 
 
 # When
-
-
-class Clock:
-    """Stands in for the module `time`; compactions take as long as they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.compactions: list[float] = []
-        self.take = 0.0
-        self.error: CompactionError | None = None
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def compact(self, settings: Settings, name: str) -> Iterator[Progress]:
-        self.compactions.append(self.now)
-        yield Progress(f"Compacting {name}", 0)
-        self.now += self.take
-        if self.error:
-            raise self.error
-        yield Progress("between", 0.5)
-        yield Progress(f"Compacted {name}", 1)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "compact", clock.compact)
-    monkeypatch.setattr(AutoCompaction, "_count_small_blocks", lambda self: 4)
-    return clock
-
-
-def automatic(said: list[str], limit: int = 10) -> AutoCompaction:
-    return AutoCompaction(Settings(compact_blocks=limit), "btc", said.append)
-
-
-def insert(compaction: AutoCompaction, times: int) -> list[bool]:
-    return [compaction.inserted(lambda: False) for _ in range(times)]
-
-
-def test_it_is_due_with_more_small_blocks_than_allowed(clock: Clock) -> None:
-    said: list[str] = []
-    compaction = automatic(said)
-    assert all(insert(compaction, 7))  # there were 4 already, with the first
-    assert clock.compactions == []
-    assert all(insert(compaction, 1))
-    assert len(clock.compactions) == 1
-    assert said == ["Compacting btc", "Compacted btc"]
-    insert(compaction, 10)
-    assert len(clock.compactions) == 1
-    insert(compaction, 1)
-    assert len(clock.compactions) == 2
-
-
-def test_0_turns_it_off(clock: Clock) -> None:
-    assert all(insert(automatic([], limit=0), 100))
-    assert clock.compactions == []
-
-
-def test_it_takes_a_twentieth_of_the_time_at_most(clock: Clock) -> None:
-    said: list[str] = []
-    compaction = automatic(said)
-    clock.take = 30
-    insert(compaction, 8)
-    clock.now += 599
-    insert(compaction, 100)
-    assert len(clock.compactions) == 1
-    (warning,) = (line for line in said if "WARNING" in line)
-    assert "btc grows fragmented: it holds 11 small blocks" in warning
-    assert "raise FLUSH_INTERVAL" in warning
-    clock.now += 1
-    insert(compaction, 1)
-    assert len(clock.compactions) == 2
-
-
-def test_what_failed_is_tried_again_later(clock: Clock) -> None:
-    said: list[str] = []
-    compaction = automatic(said)
-    clock.error = CompactionError("no disk")
-    assert insert(compaction, 8) == [True] * 7 + [False], "the table has to be asked for its state"
-    assert said == ["Compacting btc", "mexc_data.btc stays as it is for now: no disk"]
-    clock.now += 599
-    assert all(insert(compaction, 100))
-    clock.error = None
-    clock.now += 1
-    assert all(insert(compaction, 1))
-    assert len(clock.compactions) == 2
-
-
-def test_it_is_given_up_when_the_collector_stops(clock: Clock) -> None:
-    said: list[str] = []
-    compaction = automatic(said)
-    insert(compaction, 7)
-    assert not compaction.inserted(lambda: True)
-    assert said == ["Compacting btc"]
 
 
 def test_blocks_that_were_there_before_count(filled: Stack) -> None:

@@ -28,11 +28,11 @@ from clickhouse_cityhash.cityhash import CityHash128
 from clickhouse_driver import Client
 
 from config import PROJECT, load_settings
-from pipeline import repair
-from pipeline.client import connect
-from pipeline.journal import Journal
-from pipeline.repair import RepairError, default_directories, examine, repair_directory
-from pipeline.table import APPEND_ERRORS, Table
+from pipeline.collect.journal import Journal
+from pipeline.collect.table import APPEND_ERRORS, Table
+from pipeline.store import repair
+from pipeline.store.client import connect
+from pipeline.store.repair import RepairError, default_directories, examine, repair_directory
 from tests.stack import Stack, StoredRow, open_stack
 
 pytestmark = pytest.mark.timeout(300)  # the first test waits for all that `lab` does

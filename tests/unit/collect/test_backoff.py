@@ -2,7 +2,7 @@
 
 from itertools import islice
 
-from pipeline.backoff import backoff
+from pipeline.collect.backoff import backoff
 
 
 def test_the_first_try_is_at_once_and_the_others_double_up_to_a_minute() -> None:

@@ -16,9 +16,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import ServerConnection, serve
 
-from pipeline import feed
-from pipeline.backoff import backoff
-from pipeline.feed import Feed, FeedEvents
+from pipeline.collect import feed
+from pipeline.collect.backoff import backoff
+from pipeline.collect.feed import Feed, FeedEvents
 from tests.stack import free_port
 
 PATIENCE = 30.0  # seconds; reached only when a test fails

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.gaps import Gaps
-from pipeline.journal import Journal
+from pipeline.collect.gaps import Gaps
+from pipeline.collect.journal import Journal
 from pipeline.messages import Row
 from tests.stack import eventually
 

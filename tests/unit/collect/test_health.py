@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT, Settings
-from pipeline.health import Heartbeat, Status, check
-from pipeline.journal import Journal
+from pipeline.collect.health import Heartbeat
+from pipeline.collect.journal import Journal
 from pipeline.messages import Row
+from pipeline.status import Status, check
 
 NOW = 1_788_335_242.0
 GOOD = Status(written=NOW - 1, frame_age=0.2, market_age=0.3, stuck_for=0.0, waiting=0, journal_full=False)
@@ -160,7 +161,7 @@ def test_a_status_that_cannot_be_written_does_not_stop_the_collector(heartbeat: 
 
 def run(directory: Path, *names: str, **environ: str) -> tuple[int, str]:
     result = subprocess.run(
-        [sys.executable, "-m", "pipeline.health", *names],
+        [sys.executable, "-m", "pipeline.collect.health", *names],
         cwd=PROJECT,
         env={"JOURNAL_DIR": str(directory), **environ},
         capture_output=True,

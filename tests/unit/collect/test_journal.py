@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from config import PROJECT
-from pipeline.journal import RETAINED_ROWS, Journal, JournalError, JournalFull
+from pipeline.collect.errors import JournalError, JournalFull
+from pipeline.collect.journal import RETAINED_ROWS, Journal
 
 Row = tuple[int, str, str]
 PLENTY = 1 << 30
@@ -171,7 +172,7 @@ def test_there_is_room_again_once_the_table_has_taken_rows(path: Path) -> None:
 _WRITER = """
 import sys
 from pathlib import Path
-from pipeline.journal import Journal
+from pipeline.collect.journal import Journal
 journal = Journal(Path(sys.argv[1]), 1 << 30)
 n = 0
 while True:

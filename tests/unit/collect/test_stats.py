@@ -2,7 +2,7 @@
 
 import threading
 
-from pipeline.stats import Stats
+from pipeline.collect.stats import Stats
 
 RULE = "=" * 50
 

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from local.market import frames
-from pipeline.decode import TYPES, BadRow, candles, decode, depth_levels, schema, top_of_book
 from pipeline.messages import Row, parse_frame
+from pipeline.read.decode import TYPES, BadRow, candles, decode, depth_levels, schema, top_of_book
 
 REAL = (Path(__file__).parents[1] / "data" / "mexc-frames.jsonl").read_text().splitlines()
 START = 1_790_812_800_000  # 2026-10-01

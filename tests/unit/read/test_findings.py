@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import quality
 from pipeline.messages import DEADLETTER, parse_frame
-from pipeline.quality import Gap, Reconnect, Scan, Spans, SymbolQuality, kind_of
-from pipeline.quality_report import as_json, as_text, verdict
+from pipeline.read import quality
+from pipeline.read.quality import Gap, Reconnect, Scan, Spans, SymbolQuality, kind_of
+from pipeline.show.quality_report import as_json, as_text, verdict
 from pipeline.times import from_ms, iso, parse_time, to_ms
 
 T0 = 1_788_335_220_000  # a full minute: 2026-09-02T07:47:00Z

@@ -1,0 +1,67 @@
+"""A collector's status file: what it notes about itself each second, and what that says of it.
+
+In: the small JSON file that pipeline.collect.health writes beside each journal. Out: whether the collector works, with
+a line that says why. It is on the ground because both ends need its form: the collector that writes it, and whoever
+shows it. What is too old speaks of a collector that does not run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from config import PROJECT, Settings
+
+STATUS_SUFFIX = ".status.json"
+_MAX_AGE = 30.0  # seconds; it is written each second, but a disk may be slow
+
+
+@dataclass(frozen=True)
+class Status:
+    """A collector at the time `written`, seconds since the epoch. The ages are in seconds, as of then."""
+
+    written: float
+    frame_age: float
+    """Since any frame came from the exchange, a pong included, or since the start where none did."""
+    market_age: float
+    """Since market data came, or since the start where none did."""
+    stuck_for: float
+    """For how long rows have waited without ClickHouse acknowledging any; 0 when none wait."""
+    waiting: int
+    """Rows in the journal that the table is not known to hold."""
+    journal_full: bool
+    """Whether new rows are lost, because the journal takes no more."""
+    being_compacted: bool = False
+    """Whether rows wait because the table is being compacted."""
+
+
+def status_path(settings: Settings, table_name: str) -> Path:
+    """Return where the collector of a table leaves its status."""
+    return PROJECT / settings.journal_dir / f"{table_name}{STATUS_SUFFIX}"
+
+
+def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
+    """Return whether the collector with the status at `path` works at the time `now`, and a line that says it."""
+    try:
+        status = Status(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return False, "the collector has not reported yet: it waits for the VPN, or is not running"
+    except (OSError, ValueError, TypeError) as error:
+        return False, f"{path} cannot be read: {error}"
+    age = now - status.written
+    if age > _MAX_AGE:
+        return False, f"the collector has not reported for {age:.0f} s: it is stuck or not running, or the disk is full"
+    if status.journal_full:
+        return False, "the journal takes no more, new rows are LOST: free some disk, or see JOURNAL_MAX_MB"
+    # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
+    if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
+        return False, f"nothing came from the exchange for {status.frame_age:.0f} s"
+    if status.being_compacted:
+        return True, f"its table is being compacted, {status.waiting} rows wait"
+    if status.stuck_for > settings.stale_timeout + settings.flush_interval:
+        waiting = f"{status.waiting} rows wait, safe in the journal"
+        return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
+    if status.market_age > settings.stale_timeout:
+        return True, f"connected, but the market is empty: no data for {status.market_age:.0f} s"
+    return True, f"working, {status.waiting} rows wait"
