@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from decimal import Decimal
 from functools import cache
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from config import PROJECT
 from local.market import CONTRACTS, KEPT_DEALS, LEVELS, Event, Market, frames, number
 
-REAL_FRAMES = Path(__file__).parents[1] / "data" / "mexc-frames.jsonl"
+REAL_FRAMES = PROJECT / "tests/data" / "mexc-frames.jsonl"
 START_MS = 1_790_870_036_854
 Push = dict[str, Any]
 

@@ -2,15 +2,15 @@
 
 import json
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config import PROJECT
 from pipeline.messages import Message, Row, parse_frame
 
-FRAMES = (Path(__file__).parents[1] / "data" / "mexc-frames.jsonl").read_text().splitlines()
+FRAMES = (PROJECT / "tests/data" / "mexc-frames.jsonl").read_text().splitlines()
 NOW = 1_795_000_000_000
 TS = 1_788_335_242_156
 

@@ -16,11 +16,12 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
+from config import PROJECT
 from local.market import frames
 from pipeline.messages import parse_frame
 from tests.stack import Exchange, Process, Stack, eventually, open_stack
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = PROJECT / "tests/data"
 REAL_FRAMES = (DATA / "mexc-frames.jsonl").read_bytes().splitlines()
 MEMORY = 60 << 20  # bytes
 
@@ -274,7 +275,7 @@ import pathlib, sys, time
 clock, real = pathlib.Path(sys.argv[1]), time.time_ns
 time.time_ns = lambda: real() + int(clock.read_text()) * 10**9
 time.time = lambda: time.time_ns() / 1e9
-from config import BTC_CONFIG
+from config import PROJECT, BTC_CONFIG
 from pipeline.collect.collector import collect
 sys.exit(collect(BTC_CONFIG))
 """

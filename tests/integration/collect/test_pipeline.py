@@ -12,7 +12,7 @@ from config import PROJECT
 from pipeline.messages import parse_frame
 from tests.stack import Exchange, Stack, StoredRow, eventually, open_stack
 
-REAL_FRAMES = Path(__file__).parents[1] / "data" / "mexc-frames.jsonl"
+REAL_FRAMES = PROJECT / "tests/data" / "mexc-frames.jsonl"
 
 
 def expected_rows(frames: list[str], symbol: str) -> list[StoredRow]:

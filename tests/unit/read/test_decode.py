@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from config import PROJECT
 from local.market import frames
 from pipeline.messages import Row, parse_frame
 from pipeline.read.decode import TYPES, BadRow, candles, decode, depth_levels, schema, top_of_book
 
-REAL = (Path(__file__).parents[1] / "data" / "mexc-frames.jsonl").read_text().splitlines()
+REAL = (PROJECT / "tests/data" / "mexc-frames.jsonl").read_text().splitlines()
 START = 1_790_812_800_000  # 2026-10-01
 SYMBOLS = ("BTC_USDT", "ETH_USDT", "DOGE_USDT")
 
