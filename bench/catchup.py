@@ -15,6 +15,7 @@ from bench.latency import timed_collector
 from bench.tables import print_table
 from config import load_settings
 from pipeline.collect.journal import Journal
+from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from tests.stack import Stack, eventually, open_stack
 
@@ -39,12 +40,14 @@ def drain(stack: Stack) -> tuple[float, float]:
     """Send the waiting rows and nothing else; return the seconds it took, and the rows of one."""
     stack.setup("--reset", "--yes")
     journal = _waiting(stack.directory / "alone.db")
-    table = Table(load_settings(stack.env, dotenv=None), "btc", journal, print)
+    settings = load_settings(stack.env, dotenv=None)
+    stripelog = StripeLog(settings, "btc", print)
+    table = Table(journal.position("btc"), stripelog, print, settings.max_batch_rows)
     begin = time.monotonic()
     while journal.waiting:
         table.append_pending()
     seconds = time.monotonic() - begin
-    table.close()
+    stripelog.close()
     journal.close()
     return seconds, WAITING / seconds
 

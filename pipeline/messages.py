@@ -37,14 +37,15 @@ _MAX_EXPONENT = 400  # beyond any float; keeps 1E+999999999 from becoming a giga
 class Row(NamedTuple):
     """One row of a table: milliseconds since the epoch (UTC), the message type, the text.
 
-    `trade_id` is not stored there: by it, the journal tells a deal that it had already from one that was missed. 0 is
-    none.
+    What follows is not stored there: the exchange's own number of it, a deal's `i` or a book's `version`, and its own
+    time of it, a deal's `t` or a book's `cts`. 0 is none.
     """
 
     ts_ms: int
     mt: str
     m: str
-    trade_id: int = 0
+    id: int = 0
+    event_ms: int = 0
 
 
 class Message(NamedTuple):
@@ -125,9 +126,9 @@ def parse_rest_deals(text: str) -> list[Row]:
             row = _deal(deal, _timestamp(_object(deal).get("t"), 0))
         except _Unusable:
             continue
-        if row.ts_ms and row.trade_id:
+        if row.ts_ms and row.id:
             rows.append(row)
-    return sorted(rows, key=lambda row: (row.ts_ms, row.trade_id))
+    return sorted(rows, key=lambda row: (row.ts_ms, row.id))
 
 
 def format_ticker_data(data: Any, ts_ms: int) -> tuple[list[Row], bool]:
@@ -161,7 +162,7 @@ def format_deal_data(data: Any, ts_ms: int) -> tuple[list[Row], bool]:
             row = _deal(deal, ts_ms)
         except _Unusable:
             continue
-        deals.append((_timestamp(deal.get("t"), ts_ms), row.trade_id, row))
+        deals.append((_timestamp(deal.get("t"), ts_ms), row.id, row))
     deals.sort(key=lambda deal: deal[:2])  # MEXC sends the newest first; deals that tie stay as sent
     return [row for _, _, row in deals], len(deals) == len(data)
 

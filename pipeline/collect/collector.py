@@ -7,7 +7,6 @@ sends what the journal holds. The main one takes the signals, prints the statist
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -22,8 +21,10 @@ from pipeline.collect.feed import Feed, FeedEvents
 from pipeline.collect.gaps import Gaps
 from pipeline.collect.health import Heartbeat
 from pipeline.collect.journal import Journal
+from pipeline.collect.lines import Lines
 from pipeline.collect.stats import ErrorKind, Stats
-from pipeline.collect.table import APPEND_ERRORS, TABLE_ERRORS, Table
+from pipeline.collect.stripelog import APPEND_ERRORS, TABLE_ERRORS, StripeLog
+from pipeline.collect.table import Table
 from pipeline.messages import Row, parse_frame
 from pipeline.store.client import explain, is_misconfigured
 
@@ -34,6 +35,10 @@ _SETUP_TIMEOUT = 60.0  # seconds to wait for ch_setup.py at the start
 _RETRY = 1.0  # seconds between two tries to reach ClickHouse
 _SYNC = 1.0  # seconds; the most that a power loss takes from the journal
 _TICK = 0.2  # seconds; how soon a signal is noticed
+_LAST_LINES = 2.0  # seconds that the last lines have to be read
+_OF_THE_EXCHANGE: tuple[ErrorKind, ...] = ("failed connect", "dropped connection", "error frame")
+"""Errors that a fresh start may mend, with another VPN server. One of ClickHouse or of a disk it would not, and costs
+frames."""
 
 
 def collect(config: SymbolConfig) -> int:
@@ -41,17 +46,23 @@ def collect(config: SymbolConfig) -> int:
 
     0: stopped by a signal. 1: too many errors in a row, start it again. 2: it cannot run as configured.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # the block has an arrow that some terminals' encodings lack
+    lines = Lines()
+    try:
+        return _collect(config, lines.say)
+    finally:
+        lines.flush(_LAST_LINES)
+
+
+def _collect(config: SymbolConfig, say: Callable[[str], None]) -> int:
     try:
         settings = load_settings()
         check_identifier("table_name", config["table_name"])
         path = PROJECT / settings.journal_dir / f"{config['table_name']}.db"
-        journal = Journal(path, settings.journal_max_mb * 1024 * 1024)
-    except (ConfigError, JournalError) as error:
+        journal = Journal(path, settings.journal_max_mb * 1024 * 1024, say)
+        collector = _Collector(config, settings, journal, say)
+    except (ConfigError, JournalError, JournalFull) as error:
         say(str(error))
         return EXIT_CONFIG
-    collector = _Collector(config, settings, journal)
     if settings.metrics_port:
         try:
             collector.serve_metrics()
@@ -70,14 +81,9 @@ def _channels(methods: list[str]) -> list[str]:
     return [*(f"push.{name}" for name in names), *(f"rs.sub.{name}" for name in names), "rs.error", "pong"]
 
 
-def say(line: str) -> None:
-    """Print a line, whole and at once, from whichever thread."""
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
-
-
 class _Collector(FeedEvents):
-    def __init__(self, config: SymbolConfig, settings: Settings, journal: Journal) -> None:
+    def __init__(self, config: SymbolConfig, settings: Settings, journal: Journal, say: Callable[[str], None]) -> None:
+        self._say = say
         self._symbol = config["symbol"]
         self._methods = [subscription["method"] for subscription in config["subscriptions"]]
         self._unconfirmed: set[str] = set()
@@ -86,7 +92,9 @@ class _Collector(FeedEvents):
         self._journal_full = False
         self._table_name = config["table_name"]
         self._stats = Stats(self._symbol, self._table_name, _channels(self._methods))
-        self._table = Table(settings, self._table_name, journal, say)
+        position = journal.position(self._table_name)
+        self._stripelog = StripeLog(settings, self._table_name, say)
+        self._table = Table(position, self._stripelog, say, settings.max_batch_rows)
         self._feed = Feed(
             settings.mexc_ws_url,
             config["subscriptions"],
@@ -95,7 +103,7 @@ class _Collector(FeedEvents):
             stale_timeout=settings.stale_timeout,
         )
         self._gaps = Gaps(settings.mexc_ws_url, self._symbol, journal, say)
-        self._heartbeat = Heartbeat(settings, self._table_name, journal)
+        self._heartbeat = Heartbeat(settings, self._table_name, position)
         self._failures: Counter[ErrorKind] = Counter()  # consecutive ones, by kind
         self._signals = 0
         self._exit_code = EXIT_STOPPED
@@ -107,7 +115,7 @@ class _Collector(FeedEvents):
         """Serve this collector's figures to Prometheus. Raises OSError where METRICS_PORT cannot be used."""
         from pipeline.collect.metrics import Metrics  # what it imports takes memory, so only where it is wanted
 
-        metrics = Metrics(self._symbol, self._table_name, self._stats, self._journal, self._heartbeat, self._table)
+        metrics = Metrics(self._symbol, self._table_name, self._stats, self._heartbeat, self._stripelog)
         metrics.serve(self._settings)
 
     def run(self) -> int:
@@ -124,10 +132,10 @@ class _Collector(FeedEvents):
         self._drain(feed, table)
         if self._exit_code != EXIT_CONFIG:
             if self._journal.waiting:
-                say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
-            say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
+                self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
+            self._say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
         if self._last_words:
-            say(self._last_words)
+            self._say(self._last_words)
         self._sync()
         if self._gaps.finish(_RETRY) and not table.is_alive() and not feed.is_alive():
             self._journal.close()
@@ -137,8 +145,10 @@ class _Collector(FeedEvents):
         """Run a thread's `target`; a thread that dies takes the process with it, to be started afresh."""
         try:
             target()
+        except JournalError as error:
+            self._end(EXIT_ERRORS, str(error))
         except Exception:  # noqa: BLE001 (whatever it was)
-            traceback.print_exc()
+            self._say(traceback.format_exc().rstrip())
             self._end(EXIT_ERRORS, "This is a bug: please report the lines above")
 
     def _end(self, exit_code: int, line: str) -> None:
@@ -147,10 +157,10 @@ class _Collector(FeedEvents):
         self._ending.set()
 
     def _failed(self, kind: ErrorKind, line: str) -> None:
-        say(line)
+        self._say(line)
         self._stats.error(kind)
         self._failures[kind] += 1
-        if self._failures[kind] == self._settings.max_error_count:
+        if kind in _OF_THE_EXCHANGE and self._failures[kind] == self._settings.max_error_count:
             self._end(EXIT_ERRORS, f"Giving up after {self._failures[kind]} consecutive errors ({kind})")
 
     def _succeeded(self, *kinds: ErrorKind) -> None:
@@ -161,10 +171,11 @@ class _Collector(FeedEvents):
     # The feed's thread
 
     def frame(self, raw: str | bytes) -> bool:
-        message = parse_frame(raw, self._symbol, time.time_ns() // 1_000_000)
+        now_us = time.time_ns() // 1000
+        message = parse_frame(raw, self._symbol, now_us // 1000)
         self._stats.frame(message.channel)
         if message.rows:
-            self._keep(message.rows)
+            self._keep(message.rows, now_us)
         if message.is_market_data:
             self._succeeded("dropped connection", "error frame")
             self._gaps.data_came(message.ts_ms)
@@ -191,13 +202,13 @@ class _Collector(FeedEvents):
         self._stats.connection(is_up=False)
         self._failed("dropped connection", line)
 
-    def _keep(self, rows: list[Row]) -> None:
+    def _keep(self, rows: list[Row], received_us: int) -> None:
         try:
-            self._journal.append(rows)
+            self._journal.append(rows, received_us)
         except JournalFull as error:
             self._stats.refused(len(rows))
             if not self._journal_full:
-                say(f"WARNING: new rows are LOST, the journal takes no more: {error}; see JOURNAL_MAX_MB")
+                self._say(f"WARNING: new rows are LOST, the journal takes no more: {error}; see JOURNAL_MAX_MB")
             self._journal_full = True
         else:
             self._journal_full = False
@@ -205,7 +216,7 @@ class _Collector(FeedEvents):
     def _confirm(self, method: str, ts_ms: int) -> None:
         if method in self._unconfirmed:
             self._unconfirmed.remove(method)
-            say(f"Subscribed to: {method} for {self._symbol}")
+            self._say(f"Subscribed to: {method} for {self._symbol}")
             if method == "sub.deal":
                 self._gaps.deals_confirmed(ts_ms)
 
@@ -238,10 +249,10 @@ class _Collector(FeedEvents):
             if delays:
                 delays = say_after = None
                 self._succeeded("failed INSERT")
-                say(f"ClickHouse takes rows again; {self._journal.waiting} rows wait")
-            if rows:
-                self._table.compact_if_due(self._ended.is_set)
-        self._table.close()
+                self._say(f"ClickHouse takes rows again; {self._journal.waiting} rows wait")
+            if rows and not self._stripelog.compaction.inserted(self._ended.is_set):
+                self._table.doubt()
+        self._stripelog.close()
 
     def _wait_for_rows(self) -> bool:
         if not self._journal.wait(timeout=_TICK):
@@ -263,10 +274,12 @@ class _Collector(FeedEvents):
             now = time.monotonic()
             if now - last_sync >= _SYNC:
                 self._sync()
-                self._heartbeat.beat(journal_full=self._journal_full, being_compacted=self._table.compaction.under_way)
+                self._heartbeat.beat(
+                    journal_full=self._journal_full, being_compacted=self._stripelog.compaction.under_way
+                )
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
-                say(self._stats.block(now - last_block, self._journal.waiting))
+                self._say(self._stats.block(now - last_block, self._journal.waiting))
                 last_block = now
         self._ending.set()
         return last_block

@@ -16,20 +16,20 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from config import PROJECT, ConfigError, Settings, load_settings
-from pipeline.collect.journal import Journal
+from pipeline.collect.journal import Position
 from pipeline.status import STATUS_SUFFIX, Status, check, status_path
 
 
 class Heartbeat:
     """Keeps a collector's status file up to date."""
 
-    def __init__(self, settings: Settings, table_name: str, journal: Journal) -> None:
+    def __init__(self, settings: Settings, table_name: str, position: Position) -> None:
         self._path = status_path(settings, table_name)
         self._new = self._path.with_suffix(".new")
-        self._journal = journal
+        self.position = position
         self._last_frame = self._last_market = self._last_progress = time.monotonic()
-        self._stored = journal.stored
-        self.status = Status(time.time(), 0.0, 0.0, 0.0, journal.waiting, journal_full=False)
+        self._stored = position.rows
+        self.status = Status(time.time(), 0.0, 0.0, 0.0, position.waiting, journal_full=False)
         """As of the last beat; for any thread."""
 
     def frame(self, *, is_market_data: bool) -> None:
@@ -41,7 +41,7 @@ class Heartbeat:
     def beat(self, *, journal_full: bool, being_compacted: bool = False) -> None:
         """Replace the status file, where that is possible; in the main thread."""
         now = time.monotonic()
-        waiting, stored = self._journal.waiting, self._journal.stored
+        waiting, stored = self.position.waiting, self.position.rows
         if not waiting or stored != self._stored:
             self._last_progress, self._stored = now, stored
         self.status = Status(

@@ -17,9 +17,8 @@ from prometheus_client.registry import Collector
 
 from config import Settings
 from pipeline.collect.health import Heartbeat
-from pipeline.collect.journal import Journal
 from pipeline.collect.stats import ErrorKind, Stats
-from pipeline.collect.table import Table
+from pipeline.collect.stripelog import StripeLog
 from pipeline.messages import TYPE_NAMES
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
@@ -29,15 +28,12 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 class Metrics(Collector):
     """The figures of one collector."""
 
-    def __init__(
-        self, symbol: str, table_name: str, stats: Stats, journal: Journal, heartbeat: Heartbeat, table: Table
-    ) -> None:
-        """Begin to note the INSERTs of `table`."""
+    def __init__(self, symbol: str, table_name: str, stats: Stats, heartbeat: Heartbeat, stripelog: StripeLog) -> None:
+        """Begin to note the INSERTs into `stripelog`."""
         self._labels = {"symbol": symbol, "table": table_name}
         self._stats = stats
-        self._journal = journal
         self._heartbeat = heartbeat
-        self._compaction = table.compaction
+        self._compaction = stripelog.compaction
         self._registry = CollectorRegistry()
         self._registry.register(self)
         ProcessCollector(registry=self._registry)
@@ -46,7 +42,7 @@ class Metrics(Collector):
             "mexc_insert_duration_seconds", "From sending an INSERT to its acknowledgement", _SECONDS
         )
         self._insert_rows = self._histogram("mexc_insert_rows", "Rows of an INSERT", _ROWS)
-        table.on_insert = self._inserted
+        stripelog.on_insert = self._inserted
 
     def serve(self, settings: Settings) -> None:
         """Answer Prometheus in a thread of its own, for as long as the process lives. Raises OSError."""
@@ -76,11 +72,13 @@ class Metrics(Collector):
             "When the newest market data came; the collector's start where none did",
             status.written - status.market_age,
         )
-        yield self._gauge("mexc_journal_waiting_rows", "Rows not known to be in the table", self._journal.waiting)
+        yield self._gauge(
+            "mexc_journal_waiting_rows", "Rows not known to be in the table", self._heartbeat.position.waiting
+        )
         yield self._gauge(
             "mexc_journal_stuck_seconds", "For how long rows wait and ClickHouse has taken none", status.stuck_for
         )
-        yield self._gauge("mexc_table_rows", "Rows that the table is known to hold", self._journal.stored)
+        yield self._gauge("mexc_table_rows", "Rows that the table is known to hold", self._heartbeat.position.rows)
         yield self._gauge("mexc_table_being_compacted", "1 while rows wait for a compaction", compaction.under_way)
         yield self._gauge("mexc_table_small_blocks", "Blocks that a compaction would save", compaction.small_blocks)
         yield self._counter("mexc_compactions", "Compactions of the table by the collector", compaction.compactions)

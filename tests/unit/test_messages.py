@@ -58,7 +58,7 @@ def test_a_real_ticker() -> None:
 
 def test_a_real_deal() -> None:
     raw = next(raw for raw in FRAMES if "16005949540" in raw)
-    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2", trade_id=16005949540)]
+    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2", id=16005949540)]
 
 
 def test_a_real_book_keeps_its_trailing_zeros() -> None:

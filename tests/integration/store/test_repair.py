@@ -29,7 +29,8 @@ from clickhouse_driver import Client
 
 from config import PROJECT, load_settings
 from pipeline.collect.journal import Journal
-from pipeline.collect.table import APPEND_ERRORS, Table
+from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
+from pipeline.collect.table import Table
 from pipeline.store import repair
 from pipeline.store.client import connect
 from pipeline.store.repair import RepairError, default_directories, examine, repair_directory
@@ -636,10 +637,11 @@ def test_the_journal_refills_the_tail(running: Stack) -> None:
     said: list[str] = []
     rows = [deal() for _ in range(3_000)]
     journal = Journal(running.directory / "btc.db", 1 << 30)
-    table = Table(load_settings(running.env, dotenv=None), "btc", journal, said.append)
+    stripelog = StripeLog(load_settings(running.env, dotenv=None), "btc", said.append)
+    table = Table(journal.position("btc"), stripelog, said.append, 10_000)
 
     def store(some: list[StoredRow]) -> None:
-        journal.append([(*row, 0) for row in some])
+        journal.append([(*row, 0, 0) for row in some])
         table.append_pending()
 
     store(rows[:2_000])
@@ -655,12 +657,12 @@ def test_the_journal_refills_the_tail(running: Stack) -> None:
     running.clickhouse()
     saved = running.count()
     assert 2_000 < saved < 2_300
-    journal.append([(*row, 0) for row in rows[2_300:]])
+    journal.append([(*row, 0, 0) for row in rows[2_300:]])
     with pytest.raises(APPEND_ERRORS):  # the connection is that to the killed ClickHouse
         table.append_pending()
     while journal.waiting:
         table.append_pending()
     assert said == [f"mexc_data.btc lost its last {2_300 - saved} rows: sending them again"]
     assert running.rows() == rows
-    table.close()
+    stripelog.close()
     journal.close()

@@ -75,7 +75,7 @@ class Feed:
     def trades(self) -> list[int]:
         """Return the trade ids in the journal, once nothing is being filled in."""
         assert self.gaps.finish(10)
-        return [trade for (trade,) in self.journal._db.execute("SELECT trade FROM rows ORDER BY id")]
+        return [trade for (trade,) in self.journal._db.execute("SELECT id FROM rows ORDER BY seq")]
 
     def filled(self, times: int) -> None:
         eventually(lambda: len([line for line in self.said if "filled in" in line]) == times, "the line that says it")

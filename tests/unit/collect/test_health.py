@@ -107,7 +107,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def heartbeat(clock: Clock, journal: Journal, tmp_path: Path) -> Heartbeat:
-    return Heartbeat(Settings(journal_dir=str(tmp_path)), "btc", journal)
+    return Heartbeat(Settings(journal_dir=str(tmp_path)), "btc", journal.position("btc"))
 
 
 def read(directory: Path) -> Status:
@@ -140,10 +140,10 @@ def test_rows_are_stuck_only_while_they_wait_and_none_is_acknowledged(
     journal.append([Row(1, "t", "x"), Row(2, "t", "y")])
     assert stuck_for_after(10) == 10
     assert stuck_for_after(10) == 20
-    journal.acknowledge(1)
+    journal.position("btc").advance(1)
     assert stuck_for_after(10) == 0
     assert stuck_for_after(10) == 10
-    journal.acknowledge(2)
+    journal.position("btc").advance(1)
     assert stuck_for_after(10) == 0
     assert read(tmp_path).waiting == 0
 
