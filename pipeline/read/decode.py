@@ -1,9 +1,9 @@
 """Stored rows as typed columns, and what is made of them: candles, the top of the book.
 
-In: rows of one message type, their times and texts (see README, "What is stored"), from a list or streamed from
-ClickHouse. Out: pyarrow Tables; `.to_pandas()` makes DataFrames of them. Promise: each row comes out once, in the
-order it was stored in, either in a table or as a BadRow that says why not. A float is the one nearest to the text;
-with `exact`, numbers are decimals and nothing is rounded.
+In: rows of one message type, their times and texts ("Rows, as they are stored" in docs/DATA.md), from a list or
+streamed from ClickHouse. Out: pyarrow Tables; `.to_pandas()` makes DataFrames of them. Promise: each row comes out
+once, in the order it was stored in, either in a table or as a BadRow that says why not. A float is the one nearest to
+the text; with `exact`, numbers are decimals and nothing is rounded.
 
     from pipeline.read import candles, load
     deals = load("btc", "deals", "2026-10-01", "2026-10-02")

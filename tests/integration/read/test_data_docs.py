@@ -1,19 +1,23 @@
 """The examples of docs/DATA.md are run as they stand, and their answers are those of plain Python.
 
-So are those of the README that use what is stored.
+So are those of the README that look at what is stored or use it, with no package but those that its set-up installs.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from config import PROJECT, load_settings
 from local.market import frames
@@ -25,7 +29,8 @@ TEXT = (PROJECT / "docs" / "DATA.md").read_text()
 EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n[^`]*\n```python\n(.*?)```", TEXT, re.DOTALL))
 
 
-USE_IT = (PROJECT / "README.md").read_text().split("\n## Use it\n")[1].split("\n## ")[0]
+README = (PROJECT / "README.md").read_text()
+LOOK_AT_IT, USE_IT = (README.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("Look at it", "Use it"))
 
 
 def ms(text: str) -> int:
@@ -65,6 +70,41 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         with connect(load_settings(stack.env, dotenv=None)) as client:
             client.execute("INSERT INTO mexc_data.btc (ts, mt, m) VALUES", [row[:3] for row in ROWS])
         yield stack
+
+
+def required(file: str) -> set[str]:
+    """Return the names of all packages that a file of requirements brings, those that they need included."""
+    found: set[str] = set()
+    wanted = [Requirement(line) for line in (PROJECT / file).read_text().splitlines() if line and line[0] != "#"]
+    while wanted:
+        each = wanted.pop()
+        name = canonicalize_name(each.name)
+        if name not in found and (each.marker is None or each.marker.evaluate({"extra": ""})):
+            found.add(name)
+            wanted += [Requirement(text) for text in metadata.requires(each.name) or []]
+    return found
+
+
+@pytest.fixture(scope="module")
+def newcomer(archive: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for PYTHONPATH that hides what the tests' environment has beyond that of setup.sh."""
+    installed = required("requirements.txt")
+    hidden = sorted(
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not installed & {canonicalize_name(package) for package in packages}
+    )
+    directory = tmp_path_factory.mktemp("newcomer")
+    (directory / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({hidden!r}))\n")
+    return directory
+
+
+def test_a_newcomer_has_what_setup_sh_installs_and_no_more(archive: Stack, newcomer: Path) -> None:
+    assert archive.run("-c", "import pandas, pyarrow, clickhouse_driver", PYTHONPATH=newcomer).wait() == 0
+    for module in ("duckdb", "polars", "chdb"):
+        process = archive.run("-c", f"import {module}", PYTHONPATH=newcomer)
+        assert process.wait() == 1
+        assert "ModuleNotFoundError" in process.output
 
 
 def answer(archive: Stack, title: str) -> list[str]:
@@ -141,33 +181,66 @@ def test_the_depth_around_one_large_deal(archive: Stack) -> None:
     assert [[float(number) for number in line.split()] for line in table[2:]] == expected
 
 
-def test_the_files_of_the_readme(archive: Stack, tmp_path: Path) -> None:
+def test_the_reports_of_the_readme(archive: Stack, newcomer: Path, tmp_path: Path) -> None:
+    commands = re.findall(r"^python3 (verif\.py.*?) +#", LOOK_AT_IT, re.MULTILINE)
+    assert len(commands) == LOOK_AT_IT.count("python3 ") == 5
+    for command in commands:
+        command = command.replace("report.html", str(tmp_path / "report.html"))
+        report = archive.start(*command.split(), PYTHONPATH=newcomer)
+        if "--watch" in command:
+            report.wait_for("^btc ")
+            report.stop(signal.SIGINT)
+        else:  # for --max-age, sol has no row at all
+            assert report.wait() == (3 if "--max-age" in command else 0), report.output
+    assert (tmp_path / "report.html").exists()
+
+
+@pytest.fixture(scope="module")
+def files(archive: Stack, newcomer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `archive` is, made by the commands of the README."""
+    directory = tmp_path_factory.mktemp("files")
     commands = re.findall(r"^python3 (export\.py .* --out) archive$", USE_IT, re.MULTILINE)
     assert len(commands) == USE_IT.count("python3 ") == 2
     for command in commands:
-        export = archive.run(*command.split(), tmp_path / "archive")
+        export = archive.run(*command.split(), directory / "archive", PYTHONPATH=newcomer)
         assert export.wait() == 0, export.output
+    return directory
+
+
+def test_the_files_of_the_readme(archive: Stack, newcomer: Path, files: Path) -> None:
     shown = re.findall(r"^archive/(.*\.parquet)$", USE_IT, re.MULTILINE)
     assert len(shown) == 2
-    deals, candles = (pyarrow.parquet.read_table(tmp_path / "archive" / path, partitioning=None) for path in shown)
+    deals, candles = (pyarrow.parquet.read_table(files / "archive" / path, partitioning=None) for path in shown)
     assert len(deals) == len(of_the_day("d"))
     assert sum(candles["deals"].to_pylist()) == len(deals)
-    readers, _ = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
-    frame, query = readers.splitlines()[-2:]
-    script = f"import pandas, duckdb\nprint(len({frame}))\nfor row in {query}.fetchall(): print(*row)"
-    reading = archive.start("-c", script, cwd=tmp_path)
+    example, _ = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
+    reading = archive.start("-c", example, cwd=files, PYTHONPATH=newcomer)
     assert reading.wait() == 0, reading.output
-    length, *lines = reading.lines
+    days = [line.split()[-3:] for line in reading.lines if "2026-" in line]
     sizes = [float(row.m.split("|")[1]) for row in ROWS if row.mt == "d"]
-    assert int(length) == len(sizes)
-    assert sum(int(line.split()[2]) for line in lines) == len(sizes)
-    assert sum(float(line.split()[3]) for line in lines) == sum(sizes)
-    assert f"BTC_USDT 2026-10-01 {len(deals)} " in reading.output
+    assert sum(int(count) for _, count, _ in days) == len(sizes)
+    assert sum(float(contracts) for _, _, contracts in days) == sum(sizes)
+    assert ["2026-10-01", str(len(deals))] in [day[:2] for day in days]
 
 
-def test_the_python_of_the_readme(archive: Stack) -> None:
+def test_the_python_of_the_readme(archive: Stack, newcomer: Path) -> None:
     _, example = re.findall(r"```python\n(.*?)```", USE_IT, re.DOTALL)
-    process = archive.run("-c", example)
+    process = archive.run("-c", example, PYTHONPATH=newcomer)
     assert process.wait() == 0, process.output
     headings = [line.split() for line in process.lines if "start" in line or "bid_price" in line]
     assert [heading[0] for heading in headings] == ["start", "ts"]
+
+
+def test_each_tool_reads_the_files(archive: Stack, files: Path) -> None:
+    table = TEXT.split("\n## Files, for other tools\n")[1].split("\n## ")[0]
+    readers = re.findall(r"^\| (\w+)[^|]*\| `(.*)` \|$", table, re.MULTILINE)
+    assert [tool for tool, _ in readers] == ["pandas", "Polars", "DuckDB", "ClickHouse"]
+    expected = sum(row.mt == "d" for row in ROWS)
+    for tool, reader in readers[:-1]:
+        module = tool.lower()
+        script = f"import {module}\nread = {reader}\nprint(len(read), {{'symbol', 'date'}} <= set(read.columns))"
+        reading = archive.start("-c", script, cwd=files)
+        assert reading.wait() == 0, reading.output
+        assert reading.lines == [f"{expected} True"], tool
+    (query,) = (reader.replace("/full/path/to", str(files)) for tool, reader in readers if tool == "ClickHouse")
+    assert len(archive.query(query)) == expected
