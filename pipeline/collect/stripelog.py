@@ -51,7 +51,7 @@ class StripeLog:
         """Called after each INSERT that was acknowledged, with its rows and the seconds it took."""
 
     def insert(self, rows: list[Any]) -> None:
-        """Store `rows` as one block. Raises one of APPEND_ERRORS; TableMissing also where it is only being rewritten."""
+        """Store `rows` as one block. Raises one of APPEND_ERRORS; TableMissing may only mean that it is rewritten."""
         started = time.perf_counter()
         query_id = f"{self._query_ids}{uuid.uuid4()}"
         try:

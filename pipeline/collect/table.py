@@ -42,7 +42,7 @@ class Position(Protocol):
 
 
 class Target(Protocol):
-    """What rows go to: see pipeline.collect.stripelog.StripeLog. Each call may raise whatever keeps it from its work."""
+    """What rows go to: see pipeline.collect.stripelog.StripeLog. Its calls raise whatever keeps them from working."""
 
     name: str
 
@@ -50,7 +50,7 @@ class Target(Protocol):
         """Return the number of rows and the creation token, when nothing of ours is under way any more."""
 
     def insert(self, rows: list[Any]) -> None:
-        """Store the rows, all or none; who gets an exception does not know which. TableMissing is one that is no news."""
+        """Store the rows, all or none; an exception leaves open which. TableMissing is none that has to be said."""
 
     def rows(self, after: int) -> Iterator[Any]:
         """Yield the rows but the first `after`, in order, as they were handed to `insert`."""
@@ -125,10 +125,8 @@ class Table:
             position.advance(count - known)
             return settled
         comparable = position.comparable
-        was, after = position.token, known
-        if after is None:  # another table than it was; or nothing is known, then its newest rows tell
-            after = 0 if was is not None else max(0, count - comparable)
-        ours, at_once = self._compare(after, comparable) if count > after and comparable else (0, True)
+        was = position.token
+        ours, at_once = self._compare(known, comparable) if count > (known or 0) and comparable else (0, True)
         settled = position.pending(ours) if is_one_insert else []
         position.adopt(token, count, ours)
         if known is None:
@@ -157,16 +155,23 @@ class Table:
                 " journal; sending the others again"
             )
 
-    def _compare(self, after: int, comparable: int) -> tuple[int, bool]:
-        """Return how many of the first `comparable` waiting rows are among the table's after the first `after`.
+    def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
+        """Return how many of the first `comparable` waiting rows the table has been sent.
 
-        They were sent in order, so it is as many of the first ones as are found there in order. The second value is
-        whether they stand there at once, with none of somebody else's before or between.
+        They were sent in order. So after the `known` rows of a table these are as many of the first ones as are found
+        there in order. In another table, or one of which nothing is known, they may begin with any row: those before
+        it went elsewhere. The second value is whether they stand there at once, with none of somebody else's before or
+        between.
         """
         found, at_once = 0, True
-        chunk: list[Any] = []
+        chunk: list[Any] = self._position.pending(min(_CHUNK, comparable))
         at = 0
-        for row in self._target.rows(after):
+        first = None if known is not None else {tuple(row): n for n, row in reversed(list(enumerate(chunk)))}
+        for row in self._target.rows(known or 0):
+            if first is not None:
+                if (at := first.get(tuple(row), -1)) < 0:
+                    continue
+                first, found = None, at
             if at == len(chunk):
                 chunk, at = self._position.pending(min(_CHUNK, comparable - found), after=found), 0
                 if not chunk:
