@@ -35,8 +35,9 @@ VERSION = 1
 """Of the schema, as PRAGMA user_version has it; 0 is that of the journals before there were seqs."""
 
 _TRIM_EVERY = 1_000  # rows; deleting them one by one would cost as much as writing them
-_SPARE_PAGES = 500  # 2 MB that the file keeps free, so that it does not shrink and grow all day
-_WAL_PAGES = 2_000  # 8 MB of log between two checkpoints
+_PAGE = 2_048  # bytes; each row costs the log a page, and most rows are smaller than this
+_SPARE_PAGES = 1_000  # 2 MB that the file keeps free, so that it does not shrink and grow all day
+_WAL_PAGES = 4_000  # 8 MB of log between two checkpoints
 
 _SCHEMA = f"""
 CREATE TABLE rows (
@@ -426,12 +427,13 @@ def _connect_if_possible(path: Path) -> sqlite3.Connection | None:
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
+        db.execute(f"PRAGMA page_size = {_PAGE}")  # of a new file
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that the file shrinks after an outage
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
+        db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE}")
         db.execute("BEGIN IMMEDIATE")  # which takes the lock
         db.execute("COMMIT")
     except BaseException:
