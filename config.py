@@ -87,6 +87,7 @@ class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""
 
     mexc_ws_url: str = "wss://contract.mexc.com/edge"
+    mexc_rest_url: str = "https://api.mexc.com"  # where that does not answer, the WebSocket's host is asked
     clickhouse_host: str = "127.0.0.1"
     clickhouse_port: int = 9000  # the native protocol, not HTTP
     clickhouse_user: str = "default"
@@ -119,8 +120,10 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
         if text is not None:
             given[field.name] = _convert(name, text, type(field.default), _LIMITS.get(field.name, _SECONDS))
     settings = Settings(**given)
-    if not _is_websocket_address(settings.mexc_ws_url):
+    if not _is_address(settings.mexc_ws_url, "ws", "wss"):
         raise ConfigError(f"MEXC_WS_URL={settings.mexc_ws_url} is not a WebSocket address: wss://host/path")
+    if not _is_address(settings.mexc_rest_url, "http", "https"):
+        raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
     return settings
 
@@ -140,10 +143,10 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
-def _is_websocket_address(url: str) -> bool:
+def _is_address(url: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(url)
-        return parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:  # the port, or an IPv6 address
         return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings
 
-_READY = "listening on"  # in the line that a server of ours prints once it can be used
+_ADDRESS = re.compile(r"\b(listening|REST) on ([^\s,]+)")  # in what a server of ours prints once it can be used
 _STARTUP_TIMEOUT = 60.0  # seconds
 _STOP_TIMEOUT = 20.0  # seconds; a collector drains for ten
 _RESTART_DELAY = 1.0  # seconds
@@ -38,7 +40,7 @@ class Part:
     def __init__(self, name: str, command: Sequence[str], environ: dict[str, str]) -> None:
         self.name, self._command, self._environ = name, list(command), environ
         self._ready = threading.Event()
-        self.address = ""
+        self._addresses: dict[str, str] = {}
         self.start()
 
     def start(self) -> None:
@@ -65,10 +67,10 @@ class Part:
                 return False
         return True
 
-    def keep_address(self) -> str:
-        """Return the address of a server that took any port (its last argument), to be the same after a restart."""
-        self._command[-1] = self.address.rpartition(":")[2].partition("/")[0]
-        return self.address
+    def keep_address(self, name: str, option: str) -> str:
+        """Return one of the addresses of a server that took any port, to be the same after a restart."""
+        self._command += [option, str(urlsplit(self._addresses[name]).port)]
+        return self._addresses[name]
 
     def stop(self) -> None:
         """Ask the process to end, and see to it that it does."""
@@ -85,9 +87,10 @@ class Part:
         assert process.stdout is not None
         for line in process.stdout:
             say(f"{self.name:<10} | {line}")
-            if _READY in line:
-                self.address = line.split(_READY)[1].split(",")[0].strip()
-                self._ready.set()
+            if found := _ADDRESS.search(line):
+                self._addresses[found[1]] = found[2]
+                if found[1] == "listening":  # the last of its addresses
+                    self._ready.set()
 
 
 def main() -> int:
@@ -129,7 +132,9 @@ def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate:
         if not all(server.wait_until_ready() for server in servers):
             return 1
         if simulate:
-            environ["MEXC_WS_URL"] = servers[1].keep_address()
+            exchange = servers[1]
+            environ["MEXC_WS_URL"] = exchange.keep_address("listening", "--port")
+            environ["MEXC_REST_URL"] = exchange.keep_address("REST", "--rest-port")
         if subprocess.run([sys.executable, "ch_setup.py"], cwd=PROJECT, env=environ, check=False).returncode:
             return 1
         for config in ALL_CONFIGS:

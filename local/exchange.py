@@ -1,8 +1,9 @@
 """A simulated MEXC futures exchange on 127.0.0.1, for demonstrations, tests and benchmarks.
 
 In: subscriptions and pings of any number of WebSocket clients at ``/edge``. Out: the frames that MEXC would push, from
-one simulated market per symbol (see `local.market`) or from a file. The same port answers plain HTTP: MEXC's
-``/api/v1/contract/...`` for the last deals, ``/status`` and ``/control``. It misbehaves when told to, never by itself.
+one simulated market per symbol (see `local.market`) or from a file. REST (see `local.rest`) has an address of its own,
+and is answered at the WebSocket's, too, as MEXC still does; ``/status`` and ``/control`` are there. It misbehaves when
+told to, never by itself.
 
 Promises: no frame of a channel before its subscription; a market goes on while nobody listens, and REST has its last
 deals; a client that does not read is disconnected before it costs more than MAX_BACKLOG of memory; every market frame
@@ -13,8 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import math
+import re
 import signal
 import socket
 import struct
@@ -33,13 +36,17 @@ from websockets.exceptions import ConnectionClosedError
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
-from local.market import CONTRACTS, KEPT_DEALS, LEVELS, Event, Market, frames
+from local import rest
+from local.market import CONTRACTS, LEVELS, Event, Market, frames
 
 HOST = "127.0.0.1"
 PATH = "/edge"
 METHODS = {"sub.ticker": "ticker", "sub.deal": "deal", "sub.depth.full": "depth.full"}
+CHANNELS = {"ticker": "ticker", "deal": "deal", "depth": "depth.full"}  # by what faults call them
 MAX_BACKLOG = 8 << 20  # bytes not yet taken by a client
 FULL_SPEED_BACKLOG = 256 << 10  # bytes; more would only add delay
+LOGIN = "/login"
+LOGIN_PAGE = "<!DOCTYPE html><title>MEXC</title><p>Log in to go on.</p>\n"
 REPLAY_QUIET = 0.2  # seconds without another subscription, after which a replay begins
 
 
@@ -55,6 +62,7 @@ class Client:
     ws: ServerConnection
     number: int
     subscriptions: dict[tuple[str, str], tuple[bool, int]] = field(default_factory=dict)
+    dead: set[tuple[str, str]] = field(default_factory=set)  # subscriptions of which nothing is pushed
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
     sent: Counter[str] = field(default_factory=Counter)
     silent: bool = False
@@ -81,7 +89,7 @@ class Client:
         for _ in range(self.copies()):
             self.write(data, text)
 
-    def answer(self, channel: str, data: str | int) -> None:
+    def answer(self, channel: str, data: str | int | dict[str, Any]) -> None:
         """Send a control frame."""
         self.send(json.dumps({"channel": channel, "data": data, "ts": now_ms()}, separators=(",", ":")).encode())
 
@@ -96,7 +104,9 @@ class Client:
             self.ws.send_data()
 
     def heal(self) -> None:
-        """End a stall or a half-open state."""
+        """End a stall or a half-open state, and what has become of its subscriptions."""
+        self.twice = 0
+        self.dead.clear()
         if self.silent:
             self.silent = False
             self.ws.transport.resume_reading()
@@ -210,13 +220,87 @@ STRIKES: dict[str, Callable[[Client], None]] = {
     )
 }
 
+
+def _dies(channel: str) -> Callable[[Client], None]:
+    def strike(client: Client) -> None:
+        client.dead.update(subscription for subscription in client.subscriptions if subscription[1] == channel)
+
+    strike.__doc__ = f"push no {channel} any more, until the connection subscribes to it anew"
+    return strike
+
+
+STRIKES |= {f"{name}-dies": _dies(channel) for name, channel in CHANNELS.items()}
+
+
+# Faults that change each frame of the market. Their docstrings are what --help says.
+
+
+def ts_seconds(frame: str) -> str:
+    """each ts is in seconds"""
+    return re.sub(r'"ts":(\d+)\d{3}', r'"ts":\1', frame)
+
+
+def ts_microseconds(frame: str) -> str:
+    """each ts is in microseconds"""
+    return re.sub(r'"ts":(\d+)', r'"ts":\g<1>000', frame)
+
+
+def ts_string(frame: str) -> str:
+    """each ts is a string"""
+    return re.sub(r'"ts":(\d+)', r'"ts":"\1"', frame)
+
+
+def ts_missing(frame: str) -> str:
+    """no frame has a ts"""
+    return re.sub(r',"ts":\d+', "", frame)
+
+
+def bare_ids(frame: str) -> str:
+    """deals have their i and cts as numbers, as in MEXC's own page"""
+    return re.sub(r'"(i|cts)":"(\d+)"', r'"\1":\2', frame)
+
+
+def quoted_numbers(frame: str) -> str:
+    """each number is a string"""
+    return re.sub(r"(?<=[\[:,])-?\d[\d.E+-]*", r'"\g<0>"', frame)
+
+
+CHANGES: dict[str, Callable[[str], str]] = {
+    change.__name__.replace("_", "-"): change
+    for change in (ts_seconds, ts_microseconds, ts_string, ts_missing, bare_ids, quoted_numbers)
+}
+
+REST_FAULTS = {
+    "down": "with HTTP 503",
+    "forbid": "with HTTP 403",
+    "login": "with a redirect to a login page",
+    "half": "with the first half of the answer, and cut the connection",
+    "html": "with a page that is no JSON",
+    "error": "that there were too many requests: HTTP 200, but success is false",
+}
+
 # Faults that hold until they are healed.
 LASTING = {
     "refuse": "accept TCP connections and close them at once",
     "forbid": "answer WebSocket handshakes with HTTP 403",
     "hang-up": "close each new connection right after its handshake",
-    "rest-down": "answer REST requests with HTTP 503",
     "gone": "close everything and do not listen; needs SECONDS",
+    **{
+        f"{name}-{what}": text.format(channel)
+        for name, channel in CHANNELS.items()
+        for what, text in {
+            "refused": "answer sub.{} with an error text",
+            "refused-object": "answer sub.{} with an error object",
+            "ignored": "do not answer sub.{}",
+            "mute": "confirm sub.{}, and push nothing",
+        }.items()
+    },
+    "unchanged-books": "the top 20 of each book stay as they are, and its version rises",
+    **{name: change.__doc__ or "" for name, change in CHANGES.items()},
+    "gzip": "send market frames gzipped, as binary frames",
+    **{f"rest-{name}": f"answer REST {text}" for name, text in REST_FAULTS.items()},
+    **{f"api-{name}": f"the same, but at REST's own address only: {text}" for name, text in REST_FAULTS.items()},
+    "rest-moved": "the WebSocket's address answers REST with HTTP 404",
 }
 
 
@@ -233,11 +317,12 @@ class Fault:
         """Read NAME or NAME:SECONDS, and a count.
 
         With seconds, a strike is repeated every so many seconds, and a lasting fault heals after them. With a count,
-        a strike is done so many times, and a lasting fault hits so many connections or requests. Raises ValueError.
+        a strike is done so many times, and a lasting fault hits so many connections, requests or frames. Raises
+        ValueError.
         """
         name, colon, digits = text.partition(":")
         if name not in STRIKES and name not in LASTING:
-            raise ValueError(f"no fault is called {name!r}: give one of {', '.join([*STRIKES, *LASTING])}")
+            raise ValueError(f"no fault is called {name!r}: see --help")
         seconds = None
         if colon or name == "gone":
             try:
@@ -256,6 +341,7 @@ class Options:
     """What the command line sets; see `--help`."""
 
     port: int = 8765
+    rest_port: int = 8766
     rate: float | None = None
     frames: float = math.inf
     seed: int = 0
@@ -274,7 +360,7 @@ class Exchange:
         self._log_file = options.log.open("a", buffering=1, encoding="utf-8") if options.log else None
         if options.replay:
             options.replay.open("rb").close()
-        self._port = options.port
+        self._ports = [options.port, options.rest_port]
         self._clients: set[Client] = set()
         self._accepted = 0
         self._markets: dict[str, Market] = {}
@@ -285,6 +371,7 @@ class Exchange:
         self._tasks: set[asyncio.Task[None]] = set()
         self._fault_tasks: set[asyncio.Task[None]] = set()
         self._going = asyncio.Lock()
+        self._pace = rest.Pace()
 
     async def run(self) -> None:
         """Serve until SIGINT or SIGTERM. Raises OSError if it cannot listen, or cannot write the log."""
@@ -292,9 +379,10 @@ class Exchange:
         self._stopped: asyncio.Future[None] = loop.create_future()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._stop, None)
-        self._server = await self._listen()
-        self._port = self._server.sockets[0].getsockname()[1]
-        print(f"Simulated MEXC exchange listening on ws://{HOST}:{self._port}{PATH}", flush=True)
+        self._servers = await self._listen()
+        port, rest_port = self._ports
+        print(f"Simulated MEXC exchange: REST on http://{HOST}:{rest_port}")
+        print(f"Simulated MEXC exchange listening on ws://{HOST}:{port}{PATH}", flush=True)
         for fault in self._options.fault:
             self._apply(fault)
         try:
@@ -302,20 +390,35 @@ class Exchange:
         finally:
             for task in self._tasks:
                 task.cancel()
-            self._server.close()
-            await self._server.wait_closed()
+            await self._close()
 
-    async def _listen(self) -> Server:
-        return await serve(
-            self._serve,
-            HOST,
-            self._port,
-            process_request=self._http,
-            compression=None,
-            ping_interval=None,  # MEXC expects the client to ping
-            close_timeout=1,
-            server_header=None,
-        )
+    async def _listen(self) -> list[Server]:
+        """Return the servers of the WebSocket and of REST, and keep their ports for the next time. Raises OSError."""
+        servers = []
+        for place, process_request in enumerate((self._http, self._http_of_rest)):
+            try:
+                server = await serve(
+                    self._serve,
+                    HOST,
+                    self._ports[place],
+                    process_request=process_request,
+                    compression=None,
+                    ping_interval=None,  # MEXC expects the client to ping
+                    close_timeout=1,
+                    server_header=None,
+                )
+            except OSError as problem:
+                problem.filename = f"{HOST}:{self._ports[place]}"
+                raise
+            self._ports[place] = server.sockets[0].getsockname()[1]
+            servers.append(server)
+        return servers
+
+    async def _close(self) -> None:
+        for server in self._servers:
+            server.close()
+        for server in self._servers:
+            await server.wait_closed()
 
     def _stop(self, failure: BaseException | None) -> None:
         if not self._stopped.done():
@@ -392,9 +495,21 @@ class Exchange:
         return False  # MEXC does not answer a method that it does not know
 
     def _subscribe(self, client: Client, symbol: str, method: str, param: dict[str, Any]) -> None:
+        name = METHODS[method].partition(".")[0]
+        if self._hits(f"{name}-ignored"):
+            return
+        if self._hits(f"{name}-refused"):
+            client.answer(f"rs.{method}", f"Contract [{symbol}] not exists")
+            return
+        if self._hits(f"{name}-refused-object"):
+            client.answer(f"rs.{method}", {"code": 1001, "message": f"Contract [{symbol}] not exists"})
+            return
         first = not client.subscriptions
         limit = next((limit for limit in (5, 10) if limit == param.get("limit")), LEVELS)
         client.subscriptions[symbol, METHODS[method]] = (param.get("compress") is not False, limit)
+        client.dead.discard((symbol, METHODS[method]))
+        if self._hits(f"{name}-mute"):
+            client.dead.add((symbol, METHODS[method]))
         client.subscribed.set()
         client.answer(f"rs.{method}", "success")
         if self._options.replay:
@@ -412,7 +527,7 @@ class Exchange:
         rate = self._options.rate
         due = loop.time()
         while True:
-            event = market.step(now_ms())
+            event = market.step(now_ms(), still="unchanged-books" in self._lasting)
             takers = self._push(market.symbol, event)
             pause = event.pause
             if takers and rate is not None:
@@ -432,31 +547,42 @@ class Exchange:
             and any(symbol == subscribed for subscribed, _ in client.subscriptions)
         ]
         missed = event.channel == "deal"
+        if event.channel == "depth.full":
+            self._hits("unchanged-books")
         for client in takers:
-            options = client.subscriptions.get((symbol, event.channel))
+            subscription = symbol, event.channel
+            options = None if subscription in client.dead else client.subscriptions.get(subscription)
             for frame in event.frames(*options) if options else ():
-                if client.sent[symbol] < self._options.frames and self._deliver(client, symbol, frame.encode()):
+                if client.sent[symbol] < self._options.frames and self._deliver(client, symbol, self._changed(frame)):
                     missed = False
         if missed:
             for frame in event.frames():
                 self._log(0, symbol, frame.encode())
         return takers
 
+    def _changed(self, frame: str) -> bytes:
+        for name, change in CHANGES.items():
+            if self._hits(name):
+                frame = change(frame)
+        return frame.encode()
+
     def _deliver(self, client: Client, symbol: str, frame: bytes) -> int:
         """Send and log a market frame; return how often."""
         copies = client.copies()
+        zipped = copies and self._hits("gzip")
         for _ in range(copies):
             client.sent[symbol] += 1
             self._sent[symbol] += 1
             self._log(client.number, symbol, frame)  # first: what a client has got must be there
-            client.write(frame)
+            client.write(gzip.compress(frame) if zipped else frame, text=not zipped)
         return copies
 
     def _log(self, number: int, symbol: str, frame: bytes) -> None:
         """Note a market frame that connection `number` was sent, or a deal that nobody was (number 0).
 
         One line of JSON each: ``{"conn": 1, "seq": 1, "symbol": "BTC_USDT", "frame": "..."}``; `seq` counts per
-        connection, and bytes that are not UTF-8 are escaped as Python's surrogateescape does.
+        connection, and bytes that are not UTF-8 are escaped as Python's surrogateescape does. REST's form of a deal is
+        in its frame: the same p, v, T, O, M and t.
         """
         if self._log_file:
             self._logged[number] += 1
@@ -511,7 +637,6 @@ class Exchange:
         self._lasting.clear()
         for client in self._clients:
             client.heal()
-            client.twice = 0
 
     async def _repeat(self, fault: Fault, seconds: float) -> None:
         while True:
@@ -525,12 +650,12 @@ class Exchange:
     async def _go_away(self, seconds: float) -> None:
         async with self._going:  # asked for twice, it goes twice
             self._struck["gone"] += 1
-            for listener in self._server.sockets:  # asyncio forgets, but keeps open, what it accepts while it closes
-                asyncio.get_running_loop().remove_reader(listener)
-            self._server.close()
-            await self._server.wait_closed()
+            for server in self._servers:
+                for listener in server.sockets:  # asyncio forgets, but keeps open, what it accepts while it closes
+                    asyncio.get_running_loop().remove_reader(listener)
+            await self._close()
             await asyncio.sleep(seconds)
-            self._server = await self._listen()
+            self._servers = await self._listen()
 
     def _hits(self, name: str) -> bool:
         """Return whether a lasting fault holds, and count that it did."""
@@ -544,8 +669,7 @@ class Exchange:
 
     def _http(self, ws: ServerConnection, request: Request) -> Response | None:
         """Answer a request, or return None to go on with a WebSocket handshake."""
-        path, _, text = request.path.partition("?")
-        query = dict(parse_qsl(text))
+        path, _, query = request.path.partition("?")
         if path == PATH:
             if self._hits("refuse"):
                 ws.transport.abort()
@@ -554,10 +678,51 @@ class Exchange:
         if path == "/status":
             return _json(ws, self._status())
         if path == "/control":
-            return self._control(ws, query)
-        if path.startswith("/api/v1/contract/"):
-            return ws.respond(503, "Down\n") if self._hits("rest-down") else self._rest(ws, path, query)
-        return ws.respond(404, f"The WebSocket is at {PATH}; see also /status and /control.\n")
+            return self._control(ws, dict(parse_qsl(query)))
+        return self._rest(ws, request, "rest") or ws.respond(
+            404, f"The WebSocket is at {PATH}; see also /status and /control.\n"
+        )
+
+    def _http_of_rest(self, ws: ServerConnection, request: Request) -> Response:
+        """Answer a request at REST's own address, where no WebSocket is."""
+        return self._rest(ws, request, "rest", "api") or ws.respond(404, "REST is at /api/v1/contract/\n")
+
+    def _rest(self, ws: ServerConnection, request: Request, *addresses: str) -> Response | None:
+        """Answer a request for REST, as the faults at these `addresses` allow; return None if it is for none."""
+        path, _, query = request.path.partition("?")
+        if path == LOGIN:
+            return _page(ws, LOGIN_PAGE)
+        kind = rest.kind_of(path)
+        if kind is None or ("api" not in addresses and self._hits("rest-moved")):
+            return None
+        fault = next((name for name in REST_FAULTS if any(self._hits(f"{at}-{name}") for at in addresses)), None)
+        if fault == "down":
+            return ws.respond(503, "Down\n")
+        if fault == "forbid":
+            return ws.respond(403, "Forbidden\n")
+        if fault == "html":
+            return _page(ws, LOGIN_PAGE)
+        if fault == "login":
+            response = ws.respond(302, "")
+            response.headers["Location"] = LOGIN
+            return response
+        if fault == "error" or not self._pace.allows(kind, time.monotonic()):
+            answer = rest.TOO_MANY
+        else:
+            answer = rest.answer(path, dict(parse_qsl(query)), self._market_of, now_ms())
+        response = _json(ws, answer)
+        if any("gzip" in value for value in request.headers.get_all("Accept-Encoding")):
+            response.body = gzip.compress(response.body)
+            response.headers["Content-Encoding"] = "gzip"
+            del response.headers["Content-Length"]
+            response.headers["Content-Length"] = str(len(response.body))
+        if fault == "half":
+            response.body = response.body[: len(response.body) // 2]
+        return response
+
+    def _market_of(self, symbol: str) -> Market:
+        """Return a symbol's market; one in which nothing has happened yet where nobody has subscribed to it."""
+        return self._markets.get(symbol) or Market(symbol, self._options.seed)
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -585,32 +750,19 @@ class Exchange:
             return ws.respond(400, f"{problem}\n")
         return _json(ws, self._status())
 
-    def _rest(self, ws: ServerConnection, path: str, query: dict[str, str]) -> Response:
-        kind, _, symbol = path.removeprefix("/api/v1/contract/").partition("/")
-        symbol = symbol or query.get("symbol", "")
-        contract = CONTRACTS.get(symbol)
-        if contract is None:
-            return _json(ws, {"success": False, "code": 1001, "message": "Contract does not exist!"})
-        if kind == "deals":
-            limit = query.get("limit", "")
-            count = min(KEPT_DEALS, max(1, int(limit))) if limit.isdecimal() else KEPT_DEALS
-            deals = self._markets[symbol].deals if symbol in self._markets else []
-            data = ",".join([deal.text() for deal in reversed(deals)][:count])
-            return _json(ws, f'{{"success":true,"code":0,"data":[{data}]}}')
-        if kind == "detail":
-            unit = f"{10**-contract.decimals:.{contract.decimals}f}"
-            return _json(
-                ws,
-                f'{{"success":true,"code":0,"data":{{"symbol":"{symbol}","contractSize":{contract.size},'
-                f'"priceUnit":{unit},"priceScale":{contract.decimals}}}}}',
-            )
-        return ws.respond(404, f"Not simulated: {path}\n")
-
 
 def _json(ws: ServerConnection, value: str | dict[str, Any]) -> Response:
-    response = ws.respond(200, value if isinstance(value, str) else json.dumps(value))
+    return _respond(ws, "application/json", value if isinstance(value, str) else json.dumps(value))
+
+
+def _page(ws: ServerConnection, text: str) -> Response:
+    return _respond(ws, "text/html; charset=utf-8", text)
+
+
+def _respond(ws: ServerConnection, kind: str, text: str) -> Response:
+    response = ws.respond(200, text)
     del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "application/json"
+    response.headers["Content-Type"] = kind
     return response
 
 
@@ -655,15 +807,15 @@ def _fault(text: str) -> Fault:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="exchange",
-        description="A simulated MEXC futures WebSocket on 127.0.0.1.",
+        description="A simulated MEXC futures exchange on 127.0.0.1: WebSocket and REST.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(
             [
                 "faults that strike every open connection (NAME:SECONDS repeats them):",
-                *(f"  {name:<16}{strike.__doc__}" for name, strike in STRIKES.items()),
+                *(f"  {name:<22}{strike.__doc__}" for name, strike in STRIKES.items()),
                 "faults that hold (NAME:SECONDS heals them):",
-                *(f"  {name:<16}{text}" for name, text in LASTING.items()),
-                "at run time, with any HTTP client, on the same port:",
+                *(f"  {name:<22}{text}" for name, text in LASTING.items()),
+                "at run time, with any HTTP client, on the WebSocket's port:",
                 "  /control?fault=NAME[:SECONDS][&count=N]   apply it now, N times or to the next N",
                 "  /control?fault=none                       heal everything",
                 "  /status                                   connections, frames sent, faults applied",
@@ -672,6 +824,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--port", type=_number(int, 0, 65535), default=8765, help="0 takes any free one (default: %(default)s)")
+    add("--rest-port", type=_number(int, 0, 65535), help="0 takes any free one (default: the one after --port, or 0)")
     add("--rate", type=_number(float, 0, 1e6), help="frames/s of each symbol; 0: as they are read (default: MEXC's)")
     add("--frames", type=_number(int, 1, 1e12), default=math.inf, help="per connection and symbol, then no more")
     add("--seed", type=int, default=0, help="of the simulated markets (default: %(default)s)")
@@ -685,11 +838,13 @@ def _parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run the exchange as the command line says; return the exit code."""
     values = vars(_parser().parse_args())
+    if values["rest_port"] is None:
+        values["rest_port"] = values["port"] + 1 if 0 < values["port"] < 65535 else 0
     options = Options(**{**values, "fault": tuple(values["fault"])})
     try:
         asyncio.run(Exchange(options).run())
     except OSError as problem:
-        where = problem.filename or f"{HOST}:{options.port}"
+        where = problem.filename or options.log
         print(f"exchange: cannot use {where}: {problem.strerror or problem}", file=sys.stderr)
         return 2
     return 0

@@ -1,14 +1,16 @@
 """A market that behaves like one of MEXC's perpetual futures, for tests, demonstrations and benchmarks.
 
 In: a symbol, a seed and, at each step, the clock (milliseconds since the epoch). Out: the frames that MEXC would
-push, as texts. Nothing here reads a clock or a socket, and the same seed and clock give the same texts. Numbers are
-whole ticks inside and exact decimals on the wire, never binary floats. An unknown symbol raises KeyError.
+push, as texts, and the candles of the deals made so far. Nothing here reads a clock or a socket, and the same seed
+and clock give the same texts. Numbers are whole ticks inside and exact decimals on the wire, never binary floats. An
+unknown symbol raises KeyError.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from random import Random
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 LEVELS = 20  # of each side of a book
 KEPT_DEALS = 100  # as many as MEXC's REST interface returns
+KEPT_BARS = 31 * 24 * 60
+MINUTE = 60  # seconds
 
 
 class Contract(NamedTuple):
@@ -53,15 +57,35 @@ class Deal(NamedTuple):
     number: int
 
     def text(self) -> str:
-        """Return the deal as REST gives it."""
+        """Return the deal as REST gives it, which is without its number: two deals may be equal in all of it."""
         return (
-            f'{{"p":{self.price},"v":{self.volume},"T":{self.side},"O":{self.opens},"M":{self.own},'
-            f'"t":{self.time_ms},"i":"{self.number}"}}'
+            f'{{"p":{self.price},"v":{self.volume},"T":{self.side},"O":{self.opens},"M":{self.own},"t":{self.time_ms}}}'
         )
 
     def pushed(self) -> str:
         """Return the deal as the WebSocket pushes it."""
-        return f'{self.text()[:-1]},"cts":"{self.time_ms}"}}'
+        return f'{self.text()[:-1]},"i":"{self.number}","cts":"{self.time_ms}"}}'
+
+
+@dataclass(slots=True)
+class Bar:
+    """The deals of one minute; prices are in ticks, and of no meaning while there is no deal."""
+
+    time: int  # seconds since the epoch
+    contracts: int = 0
+    paid: int = 0  # contracts x ticks
+    open: int = 0
+    high: int = 0
+    low: int = 0
+    close: int = 0
+
+    def add(self, ticks: int, contracts: int) -> None:
+        """Take in a deal, the newest."""
+        if not self.contracts:
+            self.open = self.high = self.low = ticks
+        self.high, self.low, self.close = max(self.high, ticks), min(self.low, ticks), ticks
+        self.contracts += contracts
+        self.paid += contracts * ticks
 
 
 class Level(NamedTuple):
@@ -103,6 +127,8 @@ _TICKER = (
     '"riseFallRates":[%(rate)s,0.0011,0.0701,0.365,0.2581,-0.2565],"riseFallRatesOfTimezone":[0.0035,%(rate)s,-0.0270]}'
 )
 
+_COLUMNS = ("time", "open", "close", "high", "low", "vol", "amount", "realOpen", "realClose", "realHigh", "realLow")
+
 
 @lru_cache(maxsize=1 << 16)
 def number(units: int, decimals: int, padded: bool = False) -> str:
@@ -112,6 +138,16 @@ def number(units: int, decimals: int, padded: bool = False) -> str:
     """
     value = Decimal(units).scaleb(-decimals)
     return str(value if padded else value.normalize())
+
+
+def real(value: Decimal) -> str:
+    """Return a number as Java writes a double, and MEXC what it sums up: ``5587051.0``, ``6.106243567181E7``."""
+    value = value.normalize()
+    if value and not -3 <= value.adjusted() < 7:
+        mantissa, _, exponent = f"{value:E}".partition("E")
+        return f"{mantissa if '.' in mantissa else f'{mantissa}.0'}E{int(exponent)}"
+    text = f"{value:f}"
+    return text if "." in text else f"{text}.0"
 
 
 class Market:
@@ -133,9 +169,46 @@ class Market:
         self._amount = round(self._volume * start * 10 ** (2 - self.contract.decimals) * float(self.contract.size))
         self._held = self._random.randrange(10**6, 10**9)
         self._funding = 72  # millionths
+        self._bars: deque[Bar] = deque(maxlen=KEPT_BARS)  # a minute each, without holes
 
-    def step(self, now_ms: int) -> Event:
-        """Let the next thing happen, at `now_ms`, and return it."""
+    @property
+    def funding_rate(self) -> str:
+        """The rate as MEXC writes it, of the last ticker."""
+        return number(self._funding, 6)
+
+    def klines(self, start: int, end: int, limit: int, now_ms: int) -> str:
+        """Return the candles of the minutes from `start` to `end`, seconds since the epoch, as REST gives them.
+
+        These are the newest `limit` of them, from the first deal on, and the minute that is under way at `now_ms` is
+        among them. A minute without deals has no contracts and the price before it. `open` is the close before.
+        """
+        columns: dict[str, list[str]] = {name: [] for name in _COLUMNS}
+        close = self.contract.start
+        if self._bars:
+            self._go_on(now_ms)
+        for bar in self._bars:
+            before, close = close, bar.close if bar.contracts else close
+            own = (bar.open, bar.close, bar.high, bar.low) if bar.contracts else (close,) * 4
+            prices = (before, close, max(before, own[2]), min(before, own[3]), *own)
+            if start <= bar.time <= end:
+                amount = Decimal(bar.paid).scaleb(-self.contract.decimals) * Decimal(self.contract.size)
+                texts = [number(ticks, self.contract.decimals) for ticks in prices]
+                row = (str(bar.time), *texts[:4], real(Decimal(bar.contracts)), real(amount), *texts[4:])
+                for column, text in zip(columns.values(), row, strict=True):
+                    column.append(text)
+        return "{" + ",".join(f'"{name}":[{",".join(texts[-limit:])}]' for name, texts in columns.items()) + "}"
+
+    def _go_on(self, time_ms: int) -> int:
+        """See that there are bars up to this moment; return the time of its own."""
+        time = time_ms // 1000 // MINUTE * MINUTE
+        if not self._bars:
+            self._bars.append(Bar(time))
+        while self._bars[-1].time < time:
+            self._bars.append(Bar(self._bars[-1].time + MINUTE))
+        return time
+
+    def step(self, now_ms: int, *, still: bool = False) -> Event:
+        """Let the next thing happen, at `now_ms`, and return it; a `still` book changes only below its levels here."""
         channel = min(self._due, key=self._due.__getitem__)
         now = self._due[channel]
         size = 1
@@ -145,7 +218,7 @@ class Market:
             data = _pushed(deals)
             wait = self._random.expovariate(self._deals_per_second * self.contract.activity / size)
         elif channel == "depth.full":
-            data = self._move(now_ms)
+            data = self._move(now_ms, still)
             wait = (0.1 + self._random.expovariate(1 / 0.17)) / self.contract.activity
         else:
             data = self._ticker(now_ms)
@@ -163,23 +236,45 @@ class Market:
         book = self._asks if side == 1 else self._bids
         count = min(5, 1 + int(random.expovariate(1.5)))
         earliest = self.deals[-1].time_ms if self.deals else 0
-        deals = []
+        deals: list[Deal] = []
         for place in range(count):
-            self._last = book[place // 2].ticks
             self._number += 1 + int(random.expovariate(0.3))
-            volume = int(10 ** (3.5 * random.random()))
-            time_ms = max(earliest, now_ms - (count - 1 - place))
-            opens, own = 1 + int(3 * random.random()), 1 + int(2 * random.random())
-            deals.append(Deal(self._price(self._last), volume, side, opens, own, time_ms, self._number))
+            if deals and random.random() < 0.1:  # the next offer was as large, and told apart by its number only
+                deal = deals[-1]._replace(number=self._number)
+            else:
+                self._last = book[place // 2].ticks
+                volume = int(10 ** (3.5 * random.random()))
+                time_ms = max(earliest, now_ms - (count - 1 - place))
+                opens, own = 1 + int(3 * random.random()), 1 + int(2 * random.random())
+                deal = Deal(self._price(self._last), volume, side, opens, own, time_ms, self._number)
+            deals.append(deal)
+            volume, scale = deal.volume, 10 ** (2 - self.contract.decimals) * float(self.contract.size)
             self._volume += volume
-            self._amount += round(volume * self._last * 10 ** (2 - self.contract.decimals) * float(self.contract.size))
+            self._amount += round(volume * self._last * scale)
+            time = self._go_on(deal.time_ms)  # no deal is before the one before, but a bar may have begun since
+            self._bars[(time - self._bars[-1].time) // MINUTE - 1].add(self._last, volume)
         self._high = max(self._high, self._last)
         self._low = min(self._low, self._last)
         self.deals.extend(deals)
         return deals
 
-    def _move(self, now_ms: int) -> Callable[[bool, int], list[str]]:
-        """Change a little of the book; return what gives its text."""
+    def _move(self, now_ms: int, still: bool) -> Callable[[bool, int], list[str]]:
+        """Change a little of the book, unless it is `still`; return what gives its text."""
+        random = self._random
+        # A quiet market's book is often pushed since a level below these has changed; BTC's never was.
+        quiet = self.contract.activity < 1 and random.random() < 0.3 * (1 - self.contract.activity)
+        if not (still or quiet):
+            self._change_book()
+        self._version += 1 + int(random.expovariate(0.05))
+        values = {"cts": now_ms - int(5 * random.random()), "version": self._version}
+        template = _BOOKS[random.random() < 0.2]
+        asks = [level.text for level in self._asks]
+        bids = [level.text for level in self._bids]
+        return lambda _compress, limit: [
+            template % {**values, "asks": ",".join(asks[:limit]), "bids": ",".join(bids[:limit])}
+        ]
+
+    def _change_book(self) -> None:
         random = self._random
         for _ in range(1 + int(3 * random.random())):
             side = self._asks if random.random() < 0.5 else self._bids
@@ -193,14 +288,6 @@ class Market:
             ahead.append(self._level(ahead[-1].ticks + direction * self._gap()))
             behind.insert(0, self._level(taken.ticks))
             behind.pop()
-        self._version += 1 + int(random.expovariate(0.05))
-        values = {"cts": now_ms - int(5 * random.random()), "version": self._version}
-        template = _BOOKS[random.random() < 0.2]
-        asks = [level.text for level in self._asks]
-        bids = [level.text for level in self._bids]
-        return lambda _compress, limit: [
-            template % {**values, "asks": ",".join(asks[:limit]), "bids": ",".join(bids[:limit])}
-        ]
 
     def _ticker(self, now_ms: int) -> Callable[[bool, int], list[str]]:
         """Return what gives the text of a ticker."""
@@ -230,7 +317,7 @@ class Market:
             "volume": self._volume,
             "amount": amount,
             "held": self._held,
-            "funding": number(self._funding, 6),
+            "funding": self.funding_rate,
         }
         return lambda _compress, _limit: [text]
 

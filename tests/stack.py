@@ -151,7 +151,7 @@ class Stack:
     def exchange(self, *options: object) -> Exchange:
         """Start a simulated exchange; collectors started after it connect to it."""
         exchange = Exchange(self, *options)
-        self.env["MEXC_WS_URL"] = exchange.url
+        self.env |= {"MEXC_WS_URL": exchange.url, "MEXC_REST_URL": exchange.rest}
         return exchange
 
     def setup(self, *options: object) -> Process:
@@ -195,12 +195,13 @@ class Stack:
 
 
 class Exchange:
-    """A running simulated exchange."""
+    """A running simulated exchange: `url` is its WebSocket's, `http` of the same host, `rest` that of REST alone."""
 
     def __init__(self, stack: Stack, *options: object) -> None:
         self.log = stack.directory / f"exchange-{len(stack.processes)}.jsonl"
         self.process = stack.start("-m", "local.exchange", "--port", 0, "--log", self.log, *options)
         self.url = self.process.wait_for(r"listening on (ws://\S+)")[1]
+        self.rest = self.process.wait_for(r"REST on (http://\S+)")[1]
         self.http = self.url.replace("ws://", "http://").removesuffix("/edge")
 
     def get(self, path: str) -> Any:

@@ -2,8 +2,9 @@
 
 In: rows of one message type, their times and texts ("Rows, as they are stored" in docs/DATA.md), from a list or
 streamed from ClickHouse. Out: pyarrow Tables; `.to_pandas()` makes DataFrames of them. Promise: each row comes out
-once, in the order it was stored in, either in a table or as a BadRow that says why not. A float is the one nearest to
-the text; with `exact`, numbers are decimals and nothing is rounded.
+once, in the order it was stored in, either in a table or as a BadRow that says why not. A field that is empty is null,
+and a level of a book that has no contracts is none. A float is the one nearest to the text; with `exact`, numbers are
+decimals and nothing is rounded.
 
     from pipeline.read import candles, load
     deals = load("btc", "deals", "2026-10-01", "2026-10-02")
@@ -53,10 +54,10 @@ _LEVELS = rf"(?:{_LEVEL}(?:,{_LEVEL}){{0,{DEPTH_LEVELS - 1}}})?"
 _FIELDS = {
     TICKER: {
         "last_price": _NUMBER,
-        "fair_price": _NUMBER,
-        "index_price": _NUMBER,
-        "open_interest": _INTEGER,
-        "funding_rate": f"-?{_NUMBER}",
+        "fair_price": f"(?:{_NUMBER})?",
+        "index_price": f"(?:{_NUMBER})?",
+        "open_interest": f"(?:{_INTEGER})?",
+        "funding_rate": f"(?:-?{_NUMBER})?",
     },
     DEAL: {"price": _NUMBER, "contracts": _NUMBER, "side": "[12]"},
     DEPTH: {"bids": _LEVELS, "asks": _LEVELS},
@@ -327,26 +328,35 @@ def _split(mt: str, rows: pa.Array, exact: bool) -> list[pa.Array]:
         price, contracts, direction = fields
         side = pa.DictionaryArray.from_arrays(pc.equal(direction, "2").cast(pa.int8()), ["buy", "sell"])
         return [_numbers(price, exact), _numbers(contracts, exact), side]
-    *prices, open_interest, funding_rate = fields
+    *prices, open_interest, funding_rate = map(_or_null, fields)
     numbers = [_numbers(price, exact) for price in prices]
     return [*numbers, open_interest.cast(pa.int64()), _numbers(funding_rate, exact)]
 
 
 def _split_side(levels: pa.Array, exact: bool) -> list[pa.Array]:
     """Return the prices of each level, then the contracts of each; `levels` are texts ``[price,amount],...``."""
-    levels = pc.if_else(pc.equal(levels, ""), pa.scalar(None, levels.type), levels)  # else "" would count as one number
+    levels = _or_null(levels)  # else "" would count as one number
     pairs = pc.split_pattern(pc.ascii_trim(pc.replace_substring(levels, "],[", ","), "[]"), ",")
     numbers = _numbers(pairs.flatten(), exact)
     counts = pc.list_value_length(pairs).fill_null(0).to_numpy()
+    deleted = pc.equal(numbers, pa.scalar(0, pa.int8()).cast(numbers.type)).to_numpy(zero_copy_only=False)[1::2]
+    if deleted.any():
+        numbers = numbers.filter(pa.array(np.repeat(~deleted, 2)))
+        books = np.repeat(np.arange(len(counts)), counts // 2)
+        counts = counts - 2 * np.bincount(books[deleted], minlength=len(counts))
     starts = np.cumsum(counts) - counts
     places = [2 * level + offset for offset in range(2) for level in range(DEPTH_LEVELS)]
     return [numbers.take(pa.array(starts + place, mask=counts <= place)) for place in places]
 
 
+def _or_null(texts: pa.Array) -> pa.Array:
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, texts.type), texts)
+
+
 def _numbers(texts: pa.Array, exact: bool) -> pa.Array:
     if not exact:
         return texts.cast(pa.float64())
-    if len(texts) and pc.max(pc.binary_length(texts)).as_py() > _LONGEST_NUMBER:
+    if (pc.max(pc.binary_length(texts)).as_py() or 0) > _LONGEST_NUMBER:
         texts = pc.replace_substring_regex(texts, r"(\.[0-9]{18})0+$", r"\1")
     return texts.cast(DECIMAL)
 

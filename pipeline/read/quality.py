@@ -235,15 +235,20 @@ _ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1")])
 _NUMBERS = {TICKER: 1, DEAL: 2, DEPTH: 3, DEADLETTER: 4}  # of the Enum8, see pipeline.store.schema
 _CROSSED, _UNSORTED, _UNREADABLE = 1, 2, 4
 
+_DELETED = "'[[][0-9.]+,0+([.]0*)?[]],?'"
+LEVELS = f"if(position(m, ',0') = 0, m, replaceRegexpAll(if(position(m, ',0') = 0, '', m), {_DELETED}, ''))"
+"""SQL: a book's text `m` without the levels that were deleted, which have no contracts. Few books have any."""
+
 # A price is what stands between a bracket and an amount. Where something else does, there are fewer prices than
 # brackets, or it becomes nan. The first element of arrayDifference is 0, so one is always counted.
 _PRICES = "arrayMap(p -> toFloat64OrDefault(p, nan), extractAll(sides[{side}], '\\\\[([0-9.]+),[0-9]'))"
 _QUERY = f"""
     WITH
-        splitByChar('|', if(mt = 'dp', m, '')) AS sides,
+        if(mt = 'dp', {LEVELS}, '') AS levels,
+        splitByChar('|', levels) AS sides,
         {_PRICES.format(side=1)} AS bids,
         {_PRICES.format(side=2)} AS asks,
-        length(sides) != 2 OR countSubstrings(m, '[') != length(bids) + length(asks)
+        length(sides) != 2 OR countSubstrings(levels, '[') != length(bids) + length(asks)
             OR (empty(bids) AND notEmpty(sides[1])) OR arrayExists(p -> isNaN(p), bids)
             OR (empty(asks) AND notEmpty(sides[2])) OR arrayExists(p -> isNaN(p), asks)
             AS unreadable,
@@ -530,10 +535,11 @@ _NAMES = re.compile(r'"(channel|symbol)"\s*:\s*"(.*?)"')
 def kind_of(text: str, symbol: str) -> str:
     """Return what kind of dead letter `text` is, in the table of `symbol`; pure.
 
-    ``rs.error``: MEXC reports an error. ``another symbol``, ``unknown channel``: a push that was not subscribed to, or
-    no push. ``bad field``: a push with something missing or of the wrong kind. ``broken JSON``; ``binary``: MEXC sends
-    neither. ``cut short``: of 500 characters, the channel is not among them; where it is, anything may be wrong with
-    the rest, and ``bad field`` is a guess.
+    ``rs.error``: MEXC reports an error. ``refused subscription``. ``another symbol``, ``unknown channel``: a push that
+    was not subscribed to, or no push. ``bad field``: a push with something missing or of the wrong kind. ``broken
+    JSON``; ``binary``, and no text: MEXC sends neither. ``cut short``: of 500 characters, the channel is not among
+    them; where it is, anything may be wrong with the rest, and ``bad field`` is a guess. ``readable now``: an older
+    collector could not read it.
     """
     if _BINARY.search(text):
         return "binary"
@@ -549,10 +555,12 @@ def kind_of(text: str, symbol: str) -> str:
             return "another symbol" if frame.get("symbol", symbol) != symbol else "cut short"
     else:
         if all(row.mt != DEADLETTER for row in parse_frame(text, symbol, 0).rows):
-            return "binary"  # a text like this would not be a dead letter
+            return "readable now"
     channel = frame.get("channel") if isinstance(frame, dict) else None
     if channel == "rs.error":
         return "rs.error"
+    if isinstance(channel, str) and channel.startswith("rs.sub."):
+        return "refused subscription"
     if channel not in _PUSHES:
         return "unknown channel"
     return "bad field" if frame.get("symbol") == symbol else "another symbol"

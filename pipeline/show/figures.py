@@ -17,7 +17,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
-from pipeline.read.quality import ChannelQuality, SymbolQuality
+from pipeline.read.quality import LEVELS, ChannelQuality, SymbolQuality
 from pipeline.store.compact import read_table
 from pipeline.store.storage import TableStorage
 from pipeline.times import to_ms
@@ -59,9 +59,10 @@ def read_prices(
     query = """
         WITH
             toUnixTimestamp64Milli(ts) AS ts_ms,
-            position(m, '|') AS middle,
-            toFloat64OrNull(substring(m, 2, position(m, ',') - 2)) AS bid,
-            toFloat64OrNull(substring(m, middle + 2, position(m, ',', middle) - middle - 2)) AS ask,
+            {levels} AS book,
+            position(book, '|') AS middle,
+            toFloat64OrNull(substring(book, 2, position(book, ',') - 2)) AS bid,
+            toFloat64OrNull(substring(book, middle + 2, position(book, ',', middle) - middle - 2)) AS ask,
             (bid + ask) / 2 AS mid,
             ask - bid AS spread
         SELECT intDiv(ts_ms, %(step)s) AS bucket, avg(mid), min(mid), max(mid), avg(spread), max(spread)
@@ -71,7 +72,9 @@ def read_prices(
         SETTINGS max_threads = 1, max_execution_time = 0
     """
     arguments = {"start": start_ms, "end": end_ms, "step": step_ms}
-    rows = read_table(client, database, table, lambda source: client.execute(query.format(source=source), arguments))
+    rows = read_table(
+        client, database, table, lambda source: client.execute(query.format(source=source, levels=LEVELS), arguments)
+    )
     return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
 
 

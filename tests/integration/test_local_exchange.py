@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import http.client
 import json
 import os
 import select
@@ -18,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import websocket
@@ -30,8 +33,19 @@ REAL_FRAMES = PROJECT / "tests" / "data" / "mexc-frames.jsonl"
 STRIKES = (
     *("drop", "close", "stall", "half-open", "duplicate", "error", "wrong-symbol", "unknown-channel", "bad-field"),
     *("broken-json", "nested", "huge", "binary", "bad-utf8", "garbage"),
+    *("ticker-dies", "deal-dies", "depth-dies"),
 )
-LASTING = ("refuse", "forbid", "hang-up", "rest-down", "gone")
+REST_FAULTS = ("down", "forbid", "login", "half", "html", "error")
+LASTING = (
+    *("refuse", "forbid", "hang-up", "gone", "unchanged-books", "gzip", "bare-ids", "quoted-numbers", "rest-moved"),
+    *(
+        f"{name}-{what}"
+        for name in ("ticker", "deal", "depth")
+        for what in ("refused", "refused-object", "ignored", "mute")
+    ),
+    *("ts-seconds", "ts-microseconds", "ts-string", "ts-missing"),
+    *(f"{address}-{name}" for address in ("rest", "api") for name in REST_FAULTS),
+)
 CHANNELS = ("ticker", "deal", "depth.full")
 DEADLINE = 20.0  # seconds; reached only when a test fails
 BROKEN = (ConnectionResetError, websocket.WebSocketConnectionClosedException)  # as opposed to closed politely
@@ -111,8 +125,8 @@ class Exchange:
             command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout
-        self.ready = self.process.stdout.readline()
-        self.url = self.ready.split()[-1]
+        self.ready = [self.process.stdout.readline() for _ in range(2)]
+        self.rest, self.url = (line.split()[-1] for line in self.ready)
         self.http = self.url.replace("ws://", "http://").removesuffix("/edge")
         self.clients: list[Client] = []
 
@@ -127,8 +141,13 @@ class Exchange:
     def fault(self, fault: str) -> None:
         self.get(f"/control?fault={fault}")
 
+    def ask(self, path: str) -> Any:
+        """Return what REST answers at its own address."""
+        with urllib.request.urlopen(f"{self.rest}/api/v1/contract/{path}", timeout=DEADLINE) as response:
+            return json.load(response)
+
     def deals(self, query: str = "") -> list[Frame]:
-        deals: list[Frame] = self.get(f"/api/v1/contract/deals/BTC_USDT{query}")["data"]
+        deals: list[Frame] = self.ask(f"deals/BTC_USDT{query}")["data"]
         return deals
 
     def wait(self, wanted: Callable[[Any], object]) -> Any:
@@ -189,8 +208,21 @@ def client(calm: Exchange) -> Iterator[Client]:
 
 def test_it_says_where_it_listens(start: Start) -> None:
     exchange = start()
-    port = int(exchange.url.rsplit(":", 1)[1].removesuffix("/edge"))
-    assert exchange.ready == f"Simulated MEXC exchange listening on ws://127.0.0.1:{port}/edge\n"
+    port, rest_port = (urlsplit(address).port for address in (exchange.url, exchange.rest))
+    assert port != rest_port
+    assert exchange.ready == [
+        f"Simulated MEXC exchange: REST on http://127.0.0.1:{rest_port}\n",
+        f"Simulated MEXC exchange listening on ws://127.0.0.1:{port}/edge\n",
+    ]
+
+
+def test_rest_is_on_the_next_port_unless_another_is_given(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe, socket.create_server(("127.0.0.1", 0)) as other:
+        port, other_port = probe.getsockname()[1], other.getsockname()[1]
+    exchange = start("--port", port)
+    assert exchange.rest == f"http://127.0.0.1:{port + 1}"
+    assert exchange.stop() == 0
+    assert start("--port", port, "--rest-port", other_port).rest == f"http://127.0.0.1:{other_port}"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -222,7 +254,8 @@ def test_it_stops_while_a_connection_is_half_open(start: Start) -> None:
         (["--frames", "0"], "0 is not"),
         (["--replay", "no-such-file"], "no-such-file: No such file"),
         (["--log", "no-such-directory/log"], "no-such-directory/log: No such file"),
-        (["--fault", "gremlin"], "no fault is called 'gremlin': give one of drop, close"),
+        (["--rest-port", "-1"], "-1"),
+        (["--fault", "gremlin"], "no fault is called 'gremlin': see --help"),
         (["--fault", "drop"], "give drop:SECONDS"),
         (["--fault", "refuse:soon"], "give refuse:SECONDS, such as refuse:5"),
         (["--fault", "gone"], "give gone:SECONDS"),
@@ -238,10 +271,11 @@ def test_a_mistake_is_one_line_and_exit_code_2(options: list[str], words: str) -
     assert run.stdout == ""
 
 
-def test_a_port_in_use_is_one_line_and_exit_code_2() -> None:
+@pytest.mark.parametrize("option", ["--port", "--rest-port"])
+def test_a_port_in_use_is_one_line_and_exit_code_2(option: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        command = [sys.executable, "-m", "local.exchange", "--port", str(port)]
+        command = [sys.executable, "-m", "local.exchange", "--port", "0", option, str(port)]
         run = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert run.returncode == 2
     assert f"127.0.0.1:{port}" in run.stderr
@@ -502,39 +536,107 @@ def test_the_log_has_replayed_frames_that_are_no_text(start: Start, tmp_path: Pa
 # REST
 
 
-def test_rest_returns_the_last_deals_newest_first(calm: Exchange, client: Client) -> None:
+def as_rest_gives_it(deal: Frame) -> Frame:
+    return {name: value for name, value in deal.items() if name not in ("i", "cts")}
+
+
+def test_rest_returns_the_last_deals_newest_first_without_ids(calm: Exchange, client: Client) -> None:
     client.subscribe("deal", compress=False)
-    numbers: list[str] = []
-    while len(set(numbers)) < 120:
-        numbers.append(client.next("push.deal")["data"]["i"])
+    pushed: list[Frame] = []
+    while len(pushed) < 120:
+        pushed.append(client.next("push.deal")["data"])
     deals = calm.deals("?limit=100")
     assert len(deals) == 100
-    assert [int(deal["i"]) for deal in deals] == sorted((int(deal["i"]) for deal in deals), reverse=True)
-    while numbers[-1] != deals[0]["i"]:
-        numbers.append(client.next("push.deal")["data"]["i"])
-    assert [deal["i"] for deal in deals][::-1] == numbers[-100:]
-    assert list(deals[0]) == ["p", "v", "T", "O", "M", "t", "i"]
+    assert list(deals[0]) == ["p", "v", "T", "O", "M", "t"]
+    assert [deal["t"] for deal in deals] == sorted((deal["t"] for deal in deals), reverse=True)
+    while deals[::-1] != [as_rest_gives_it(deal) for deal in pushed[-100:]]:
+        pushed.append(client.next("push.deal")["data"])
     assert len(calm.deals()) == 100
     assert len(calm.deals("?limit=1000")) == 100
     assert len(calm.deals("?limit=7")) == 7
 
 
+def test_klines_are_of_the_deals_that_were_pushed(start: Start) -> None:
+    exchange = start("--rate", 0, "--frames", 2000)
+    client = exchange.connect()
+    client.subscribe("deal", compress=False)
+    deals = [push["data"] for push in client.pushes(1000)]
+    first, last = deals[0], deals[-1]
+    minute = first["t"] // 60_000 * 60
+    kline = f"kline/BTC_USDT?interval=Min1&start={minute}"
+    bars = exchange.ask(kline)["data"]
+    assert bars["realOpen"][0] == first["p"]
+    assert last["t"] // 60_000 * 60 in bars["time"]
+    assert sum(bars["vol"]) >= sum(deal["v"] for deal in deals)
+    assert exchange.ask(f"{kline}&end={minute}")["data"]["time"] == [minute]
+    assert exchange.ask(f"{kline}&end={minute - 1}")["data"]["time"] == []
+    for unusable in (f"kline/BTC_USDT?interval=Min1&start={minute}.5", "kline/BTC_USDT?interval=Week4"):
+        assert exchange.ask(unusable)["success"] is False
+
+
 def test_rest_knows_no_deals_before_the_first_subscription(calm: Exchange) -> None:
-    assert calm.get("/api/v1/contract/deals/LTC_USDT") == {"success": True, "code": 0, "data": []}
+    assert calm.ask("deals/LTC_USDT") == {"success": True, "code": 0, "data": []}
+    assert calm.ask("kline/LTC_USDT?interval=Min1")["data"]["time"] == []
 
 
-def test_rest_reports_an_unknown_contract_as_mexc_does(calm: Exchange) -> None:
-    for path in ("deals/NOPE_USDT?limit=100", "detail?symbol=NOPE_USDT"):
-        answer = calm.get(f"/api/v1/contract/{path}")
-        assert (answer["success"], answer["code"]) == (False, 1001)
-        assert answer["message"]
+@pytest.mark.parametrize(
+    "path", ["deals/NOPE_USDT?limit=100", "detail?symbol=NOPE_USDT", "kline/NOPE_USDT", "funding_rate/"]
+)
+def test_rest_reports_an_unknown_contract_as_mexc_does(calm: Exchange, path: str) -> None:
+    answer = calm.ask(path)
+    assert (answer["success"], answer["code"]) == (False, 1001)
+    assert answer["message"]
 
 
 def test_rest_knows_the_size_of_a_contract(calm: Exchange) -> None:
-    answer = calm.get("/api/v1/contract/detail?symbol=BTC_USDT")
+    answer = calm.ask("detail?symbol=BTC_USDT")
     assert (answer["success"], answer["code"]) == (True, 0)
-    assert answer["data"]["symbol"] == "BTC_USDT"
-    assert answer["data"]["contractSize"] == 0.0001
+    unit = {"priceUnit": 0.1, "priceScale": 1, "volUnit": 1, "volScale": 0, "state": 0}
+    assert answer["data"] == {"symbol": "BTC_USDT", "contractSize": 0.0001, **unit}
+    whole = calm.ask("detail")["data"]
+    assert [contract["symbol"] for contract in whole] == list(CONTRACTS)
+    assert answer["data"] in whole
+
+
+def test_rest_knows_the_funding_rate(calm: Exchange) -> None:
+    rate = calm.ask("funding_rate/BTC_USDT")["data"]
+    assert -0.001 < rate["fundingRate"] < 0.001
+    assert rate["collectCycle"] == 8
+    assert 0 < rate["nextSettleTime"] - rate["timestamp"] <= 8 * 3_600_000
+
+
+def test_rest_is_at_the_websockets_address_too_until_it_has_moved(start: Start) -> None:
+    exchange = start()
+    path = "/api/v1/contract/detail"
+    assert exchange.get(path) == exchange.ask("detail")
+    exchange.fault("rest-moved")
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        exchange.get(path)
+    assert exchange.ask("detail")["success"]
+
+
+def test_no_websocket_is_at_rests_address(calm: Exchange) -> None:
+    with pytest.raises(websocket.WebSocketBadStatusException, match="404"):
+        Client(f"{calm.rest.replace('http', 'ws')}/edge")
+
+
+def test_an_answer_is_gzipped_if_asked_for(calm: Exchange) -> None:
+    request = urllib.request.Request(f"{calm.rest}/api/v1/contract/detail", headers={"Accept-Encoding": "br, gzip"})
+    with urllib.request.urlopen(request, timeout=DEADLINE) as response:
+        assert response.headers["Content-Encoding"] == "gzip"
+        assert json.loads(gzip.decompress(response.read())) == calm.ask("detail")
+
+
+def test_who_asks_too_often_is_refused_for_a_while(start: Start) -> None:
+    exchange = start()
+    begin = time.monotonic()
+    answers = [exchange.ask("detail") for _ in range(11)]
+    assert [answer["success"] for answer in answers] == [True] * 10 + [False]
+    assert "too frequent" in answers[-1]["message"]
+    assert exchange.ask("deals/BTC_USDT")["success"]
+    while not exchange.ask("detail")["success"]:
+        time.sleep(0.02)
+    assert time.monotonic() - begin >= 2
 
 
 def test_the_market_goes_on_while_nobody_is_connected(start: Start, tmp_path: Path) -> None:
@@ -545,17 +647,16 @@ def test_the_market_goes_on_while_nobody_is_connected(start: Start, tmp_path: Pa
     client.next("push.deal")
     client.ws.shutdown()
     exchange.wait(lambda status: not status["connections"])
-    before = exchange.deals()[0]["i"]
+    before = exchange.deals()[0]
     end = time.monotonic() + DEADLINE
-    while exchange.deals()[0]["i"] == before:
+    while (after := exchange.deals()[::-1])[-1] == before:
         assert time.monotonic() < end
-    after = {deal["i"] for deal in exchange.deals()}
-    logged = {
-        json.loads(entry["frame"])["data"]["i"]: entry["conn"]
-        for entry in map(json.loads, log.read_text().splitlines())
-    }
-    assert after <= set(logged)
-    assert {conn for number, conn in logged.items() if int(number) > int(before)} == {0}
+        time.sleep(0.2)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    logged = [as_rest_gives_it(json.loads(entry["frame"])["data"]) for entry in entries]
+    place = next(n for n in range(len(logged)) if logged[n : n + len(after)] == after)
+    missed = entries[place + max(n for n, deal in enumerate(after) if deal == before) + 1 :]
+    assert {entry["conn"] for entry in missed} == {0}
 
 
 @pytest.mark.parametrize("path", ["/", "/edge/", "/api/v1/contract/depth/BTC_USDT", "//["])
@@ -769,11 +870,193 @@ def test_hang_up_closes_right_after_the_handshake(start: Start) -> None:
 
 def test_rest_down_fails_rest_only(start: Start) -> None:
     exchange = start("--fault", "rest-down")
-    with pytest.raises(urllib.error.HTTPError, match="503"):
-        exchange.deals()
+    for address in (exchange.http, exchange.rest):
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{address}/api/v1/contract/deals/BTC_USDT", timeout=DEADLINE)
     assert exchange.connect().until_pong() == []
     exchange.fault("none")
     assert exchange.deals() == []
+
+
+def outcome(url: str) -> object:
+    """Return the type of error, the status, or the text that a client gets who follows redirects."""
+    try:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as response:
+            return urlsplit(response.url).path, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code
+    except http.client.IncompleteRead as error:
+        return type(error)
+
+
+def test_each_way_of_rest_to_fail_at_its_own_address_or_at_both(start: Start) -> None:
+    exchange = start()
+    path = "/api/v1/contract/detail"
+    page = "<!DOCTYPE html><title>MEXC</title><p>Log in to go on.</p>\n"
+    refusal = '{"success":false,"code":510,"message":"Requests are too frequent, please try again later!"}'
+    failures = {
+        "down": 503,
+        "forbid": 403,
+        "login": ("/login", page),
+        "half": http.client.IncompleteRead,
+        "html": (path, page),
+        "error": (path, refusal),
+    }
+    assert tuple(failures) == REST_FAULTS
+    good = outcome(exchange.rest + path)
+    assert json.loads(good[1])["success"]  # type: ignore[index]
+    for name, failure in failures.items():
+        exchange.fault(f"api-{name}&count=1")
+        assert [outcome(address + path) for address in (exchange.http, exchange.rest)] == [good, failure], name
+        exchange.fault(f"rest-{name}&count=2")
+        assert [outcome(address + path) for address in (exchange.http, exchange.rest)] == [failure, failure], name
+        time.sleep(0.5)  # below the limit of requests
+    assert exchange.get("/status")["struck"] == {
+        f"{address}-{name}": count for name in REST_FAULTS for address, count in (("api", 1), ("rest", 2))
+    }
+
+
+# Misbehaviour of one channel
+
+
+@pytest.fixture
+def live(start: Start) -> tuple[Exchange, Client]:
+    """An exchange and a client with all three subscriptions, which get pushes."""
+    exchange = start("--rate", 500)
+    client = exchange.connect()
+    client.subscribe(compress=False)
+    for channel in CHANNELS:
+        client.next(f"push.{channel}")
+    return exchange, client
+
+
+def pushed(frames: list[Frame]) -> set[str]:
+    return {frame["channel"].removeprefix("push.") for frame in frames if frame["channel"].startswith("push.")}
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_a_channel_dies_until_it_is_subscribed_to_anew(live: Struck, channel: str) -> None:
+    exchange, client = live
+    exchange.fault(f"{channel.partition('.')[0]}-dies")
+    client.until_pong()
+    assert pushed(client.pushes(300)) == {*CHANNELS} - {channel}
+    other = exchange.connect()
+    other.subscribe(channel)
+    other.next(f"push.{channel}")
+    client.subscribe(channel, compress=False)
+    client.next(f"rs.sub.{channel}")
+    client.next(f"push.{channel}")
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(
+    ("fault", "data"),
+    [
+        ("refused", "Contract [BTC_USDT] not exists"),
+        ("refused-object", {"code": 1001, "message": "Contract [BTC_USDT] not exists"}),
+        ("ignored", None),
+        ("mute", "success"),
+    ],
+)
+def test_a_subscription_that_comes_to_nothing(start: Start, channel: str, fault: str, data: object) -> None:
+    exchange = start("--rate", 500)
+    client = exchange.connect()
+    exchange.fault(f"{channel.partition('.')[0]}-{fault}&count=1")
+    client.subscribe()
+    frames = client.pushes(1)
+    frames += client.until_pong() + client.pushes(300)
+    assert pushed(frames) == {*CHANNELS} - {channel}
+    client.subscribe(channel)
+    assert client.next(f"rs.sub.{channel}")["data"] == "success"
+    client.next(f"push.{channel}")
+
+    exchange.fault(f"{channel.partition('.')[0]}-{fault}&count=1")
+    again = exchange.connect()
+    again.subscribe(channel)
+    answers = [frame for frame in again.until_pong() if frame["channel"].startswith("rs.")]
+    assert [(frame["channel"], frame["data"]) for frame in answers] == (
+        [] if data is None else [(f"rs.sub.{channel}", data)]
+    )
+    exchange.fault("none")  # which lets a mute channel speak
+    if fault == "mute":
+        again.next(f"push.{channel}")
+
+
+def test_a_deal_of_a_dead_channel_is_logged_as_one_that_nobody_got(start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    exchange = start("--rate", 100, "--log", log)
+    client = exchange.connect()
+    client.subscribe(compress=False)
+    client.next("push.deal")
+    exchange.fault("deal-dies")
+    client.until_pong()
+    client.pushes(20)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(entry["conn"] == 0 and '"push.deal"' in entry["frame"] for entry in entries)
+
+
+# Frames that are not what they used to be
+
+
+def test_books_can_stay_as_they_are(live: Struck) -> None:
+    exchange, client = live
+    exchange.fault("unchanged-books")
+    client.until_pong()
+    client.next("push.depth.full")
+    books = [client.next("push.depth.full")["data"] for _ in range(5)]
+    assert len({json.dumps([book["asks"], book["bids"]]) for book in books}) == 1
+    assert len({book["version"] for book in books}) == 5
+    exchange.fault("none")
+    client.until_pong()
+    assert client.next("push.depth.full")["data"]["asks"] != client.next("push.depth.full")["data"]["asks"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "as_sent"),
+    [
+        ("ts-seconds", lambda ts: int(ts) // 1000),
+        ("ts-microseconds", lambda ts: int(ts) * 1000),
+        ("ts-string", str),
+        ("ts-missing", lambda _: None),
+    ],
+)
+def test_oddities_of_ts(live: Struck, fault: str, as_sent: Callable[[int], object]) -> None:
+    exchange, client = live
+    exchange.fault(f"{fault}&count=50")
+    frames = client.until(lambda frame: type(frame.get("ts")) is not int or not 10**12 < frame["ts"] < 10**13)
+    tickers = [frame for frame in [frames[-1], *client.pushes(49)] if frame["channel"] == "push.ticker"]
+    assert [frame.get("ts") for frame in tickers] == [as_sent(frame["data"]["timestamp"]) for frame in tickers]
+    assert tickers
+    assert client.pushes(1)[0]["ts"] > 10**12
+
+
+def test_ids_can_be_numbers_and_numbers_strings(live: Struck) -> None:
+    exchange, client = live
+    exchange.fault("bare-ids")
+    deal = client.until(lambda frame: frame["channel"] == "push.deal" and type(frame["data"]["i"]) is int)[-1]["data"]
+    assert deal["cts"] == deal["t"]
+    exchange.fault("none")
+    exchange.fault("quoted-numbers")
+    client.until(lambda frame: type(frame["ts"]) is str)
+    deal = client.next("push.deal")["data"]
+    assert {type(value) for value in deal.values()} == {str}
+    assert len(deal) == 8
+    (level, *_) = client.next("push.depth.full")["data"]["asks"]
+    assert [type(value) for value in level] == [str] * 3
+    ticker = client.next("push.ticker")["data"]
+    assert {type(value) for name, value in ticker.items() if not name.startswith("riseFallRates")} == {str}
+
+
+def test_frames_can_be_gzipped_and_are_logged_as_text(start: Start, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    exchange = start("--log", log, "--fault", "gzip")
+    client = exchange.connect()
+    client.subscribe("ticker")
+    assert client.frame()["data"] == "success"
+    opcode, data = client.ws.recv_data()
+    assert opcode == websocket.ABNF.OPCODE_BINARY
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert gzip.decompress(data).decode() == entries[0]["frame"]
 
 
 def test_gone_refuses_connections_and_comes_back(start: Start) -> None:
@@ -784,6 +1067,8 @@ def test_gone_refuses_connections_and_comes_back(start: Start) -> None:
     assert client.end() == 1001
     with pytest.raises(ConnectionRefusedError):
         Client(exchange.url)
+    with pytest.raises(urllib.error.URLError, match="refused"):
+        exchange.deals()
     exchange.wait(lambda status: status["struck"] == {"gone": 1})
     assert exchange.connect().until_pong() == []
 
@@ -813,6 +1098,7 @@ def test_a_lasting_fault_heals_after_its_time(start: Start) -> None:
         with suppress(urllib.error.HTTPError):
             assert exchange.deals() == []
             return
+        time.sleep(0.02)
     pytest.fail("it did not heal")
 
 

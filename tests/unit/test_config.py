@@ -21,6 +21,7 @@ from config import (
 
 DEFAULTS = {
     "MEXC_WS_URL": "wss://contract.mexc.com/edge",
+    "MEXC_REST_URL": "https://api.mexc.com",
     "CLICKHOUSE_HOST": "127.0.0.1",
     "CLICKHOUSE_PORT": 9000,
     "CLICKHOUSE_USER": "default",
@@ -41,6 +42,7 @@ DEFAULTS = {
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
     ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
+    ("MEXC_REST_URL", "http://127.0.0.1:8766", "http://127.0.0.1:8766"),
     ("CLICKHOUSE_HOST", "clickhouse", "clickhouse"),
     ("CLICKHOUSE_PORT", "9440", 9440),
     ("CLICKHOUSE_USER", "writer", "writer"),
@@ -66,6 +68,10 @@ UNUSABLE = [
     ("MEXC_WS_URL", "ws://127.0.0.1:port/edge"),
     ("MEXC_WS_URL", "ws://127.0.0.1:99999/edge"),
     ("MEXC_WS_URL", "ws://[::1/edge"),
+    ("MEXC_REST_URL", "wss://api.mexc.com"),
+    ("MEXC_REST_URL", "api.mexc.com"),
+    ("MEXC_REST_URL", "https://"),
+    ("MEXC_REST_URL", "http://127.0.0.1:99999"),
     ("CLICKHOUSE_PORT", "native"),
     ("CLICKHOUSE_PORT", "0"),
     ("CLICKHOUSE_PORT", "65536"),

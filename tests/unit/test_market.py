@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from config import PROJECT
-from local.market import CONTRACTS, KEPT_DEALS, LEVELS, Event, Market, frames, number
+from local.market import CONTRACTS, KEPT_DEALS, LEVELS, Event, Market, frames, number, real
 
 REAL_FRAMES = PROJECT / "tests/data" / "mexc-frames.jsonl"
 START_MS = 1_790_870_036_854
@@ -206,7 +206,99 @@ def test_the_last_deals_are_kept() -> None:
     pushed = [json.loads(text)["data"] for event in islice(events(market), 500) for text in event.frames()]
     numbers = [data["i"] for data in pushed if "i" in data]
     assert [str(deal.number) for deal in market.deals] == numbers[-KEPT_DEALS:]
-    assert "cts" not in json.loads(market.deals[-1].text())
+
+
+def test_rest_gives_a_deal_without_a_number_so_that_two_may_be_equal_in_all() -> None:
+    market, texts = Market("BTC_USDT"), []
+    for event in islice(events(market), 2000):
+        if event.channel == "deal":
+            texts += [deal.text() for deal in market.deals][-event.size :]
+    assert list(json.loads(texts[0])) == ["p", "v", "T", "O", "M", "t"]
+    assert 0 < len(texts) - len(set(texts)) < len(texts) / 10
+
+
+def deals_by_minute(market: Market, count: int, step_ms: int) -> dict[int, list[Any]]:
+    """Let a market go on from the start of a minute; return the deals of each minute, oldest first."""
+    minutes: dict[int, list[Any]] = {}
+    for now_ms in islice(itertools.count(START_MS // 60_000 * 60_000, step_ms), count):
+        event = market.step(now_ms)
+        for text in event.frames() if event.channel == "deal" else ():
+            deal = json.loads(text, parse_float=Decimal, parse_int=Decimal)["data"]
+            minutes.setdefault(int(deal["t"]) // 60_000 * 60, []).append(deal)
+    return minutes
+
+
+def test_klines_are_of_the_deals_of_each_minute() -> None:
+    market = Market("ETH_USDT")
+    minutes = deals_by_minute(market, 1000, 701)
+    start, end = min(minutes), max(minutes)
+    klines = json.loads(market.klines(start, end, 2000, end * 1000), parse_float=Decimal, parse_int=Decimal)
+    before = market.contract.start * Decimal("0.01")
+    assert klines["time"] == list(range(start, end + 1, 60)) == sorted(minutes)
+    for place, deals in enumerate(minutes.values()):
+        bar = {name: column[place] for name, column in klines.items()}
+        prices = [deal["p"] for deal in deals]
+        assert (bar["realOpen"], bar["realClose"]) == (prices[0], prices[-1])
+        assert (bar["realHigh"], bar["realLow"]) == (max(prices), min(prices))
+        assert (bar["open"], bar["close"]) == (before, prices[-1])
+        assert (bar["high"], bar["low"]) == (max(before, *prices), min(before, *prices))
+        assert bar["vol"] == sum(deal["v"] for deal in deals)
+        assert bar["amount"] == sum(deal["v"] * deal["p"] for deal in deals) * Decimal("0.01")
+        before = prices[-1]
+    assert len({*klines["open"]} - {*klines["realOpen"]}) > 0  # where the two differ is seen
+
+
+def test_a_minute_without_deals_has_a_bar_and_the_minute_under_way_too() -> None:
+    market = Market("BTC_USDT")
+    (minute,) = deals_by_minute(market, 50, 10)
+    close = float(market.deals[-1].price)
+    klines = json.loads(market.klines(minute + 60, minute + 999, 2000, (minute + 125) * 1000))
+    assert klines["time"] == [minute + 60, minute + 120]
+    assert klines["vol"] == klines["amount"] == [0, 0]
+    assert {klines[name][0] for name in klines if name not in ("time", "vol", "amount")} == {close}
+    late = deals_by_minute(market, 50, 10)  # of a minute whose bar is not the newest any more
+    again = json.loads(market.klines(minute, minute, 2000, (minute + 125) * 1000))
+    assert again["vol"][0] > sum(float(deal["v"]) for deal in late[minute])
+
+
+def test_no_klines_before_the_first_deal_and_the_newest_where_there_are_many() -> None:
+    market = Market("BTC_USDT")
+    assert json.loads(market.klines(0, 10**10, 2000, START_MS))["time"] == []
+    deals_by_minute(market, 1000, 1000)
+    times = json.loads(market.klines(0, 10**10, 2000, START_MS))["time"]
+    assert json.loads(market.klines(0, 10**10, 3, START_MS))["time"] == times[-3:] != times
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("5587051", "5587051.0"),
+        ("61062435.67181", "6.106243567181E7"),
+        ("60000000", "6.0E7"),
+        ("9999999.5", "9999999.5"),
+        ("0", "0.0"),
+        ("0.00042", "4.2E-4"),
+    ],
+)
+def test_sums_are_written_as_java_does(value: str, text: str) -> None:
+    assert real(Decimal(value)) == text
+
+
+def test_a_quiet_markets_book_is_pushed_though_its_levels_stay() -> None:
+    def share(books: list[Any]) -> float:
+        same = [a["asks"] == b["asks"] and a["bids"] == b["bids"] for a, b in pairwise(books)]
+        return same.count(True) / len(same)
+
+    assert share(of("depth.full", pushes("BTC_USDT"))) == 0
+    assert 0.15 < share(of("depth.full", pushes("ADA_USDT"))) < 0.35
+
+
+def test_a_book_can_be_held_still() -> None:
+    market = Market("BTC_USDT")
+    data = [market.step(now_ms, still=True) for now_ms in range(START_MS, START_MS + 10_000, 100)]
+    books = [json.loads(text)["data"] for event in data if event.channel == "depth.full" for text in event.frames()]
+    assert len(books) > 10
+    assert all(a["asks"] == b["asks"] and a["version"] < b["version"] for a, b in pairwise(books))
 
 
 def test_a_price_stays_far_from_zero() -> None:

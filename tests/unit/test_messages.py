@@ -1,16 +1,21 @@
 """Rows from frames, exact to the digit, whatever arrives."""
 
+import base64
+import gzip
 import json
+import tracemalloc
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from config import PROJECT
-from pipeline.messages import Message, Row, parse_frame
+from pipeline.messages import Message, Row, parse_frame, parse_rest_deals
 
 FRAMES = (PROJECT / "tests/data" / "mexc-frames.jsonl").read_text().splitlines()
+CASES = [json.loads(line) for line in (PROJECT / "tests/data/frames.jsonl").read_text().splitlines()]
 NOW = 1_795_000_000_000
 TS = 1_788_335_242_156
 
@@ -36,6 +41,10 @@ def deal(p: str = "84062.6", v: str = "13", direction: str = "1", rest: str = ""
     return f'{{"p":{p},"v":{v},"T":{direction}{rest}}}'
 
 
+def made_at(t: int) -> str:
+    return deal(rest=f',"t":{t}')
+
+
 # The frames that MEXC really sent
 
 
@@ -52,19 +61,26 @@ def test_a_real_frame_is_understood_by_the_collector_of_its_symbol(raw: str) -> 
 
 def test_a_real_ticker() -> None:
     raw = next(raw for raw in FRAMES if "LINK_USDT" in raw)
-    row = Row(1746351275382, "t", "14.022|14.022|14.028|14558875|-0.00004500")
+    row = Row(1746351275382, "t", "14.022|14.022|14.028|14558875|-0.00004500", event_ms=1746351275382)
     assert parse_frame(raw, "LINK_USDT", NOW).rows == [row]
 
 
 def test_a_real_deal() -> None:
     raw = next(raw for raw in FRAMES if "16005949540" in raw)
-    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2", id=16005949540)]
+    assert parse(raw).rows == [Row(1788335242156, "d", "77525.9|3|2", id=16005949540, event_ms=1788335242156)]
 
 
 def test_a_real_book_keeps_its_trailing_zeros() -> None:
     raw = next(raw for raw in FRAMES if "RIF_USDT" in raw)
     bids, asks = "[0.080490,46],[0.080480,489],[0.080470,420]", "[0.080550,48],[0.080560,347],[0.080570,149]"
-    assert parse_frame(raw, "RIF_USDT", NOW).rows == [Row(1789498322169, "dp", f"{bids}|{asks}")]
+    row = Row(1789498322169, "dp", f"{bids}|{asks}", id=5220571685, event_ms=1789498322165)
+    assert parse_frame(raw, "RIF_USDT", NOW).rows == [row]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["why"] for case in CASES])
+def test_a_frame_that_was_once_misread_gives_its_rows(case: dict[str, Any]) -> None:
+    raw = case["frame"] if "frame" in case else base64.b64decode(case["binary_base64"])
+    assert [list(row[:3]) for row in parse(raw).rows] == case["rows"]
 
 
 # Numbers
@@ -95,7 +111,32 @@ def test_a_number_keeps_its_exact_value(number: Decimal) -> None:
     assert "e" not in price.lower()
 
 
-@pytest.mark.parametrize("sent", ["1E+999999999", "1e99999999999999999999", "NaN", "Infinity", "01", "true", "null"])
+@pytest.mark.parametrize("sent", ["63125.5", "-7", "7.5480", "0.00000015"])
+def test_a_number_may_be_quoted(sent: str) -> None:
+    raw = push("push.deal", deal(p=f'"{sent}"', v='"13.0"', direction='"1"'))
+    assert texts(raw) == [("d", f"{sent}|13.0|1")]
+    assert texts(push("push.depth.full", f'{{"bids":[["{sent}","1E+1","3"]],"asks":[]}}')) == [("dp", f"[{sent},10]|")]
+
+
+_NO_NUMBERS = [
+    "NaN",
+    "Infinity",
+    "01",
+    "true",
+    "null",
+    '"01"',
+    '"NaN"',
+    '""',
+    '" 1"',
+    '"1 "',
+    '"+1"',
+    '"1_0"',
+    '"１"',
+    '"0x1"',
+]
+
+
+@pytest.mark.parametrize("sent", ["1E+999999999", "1e99999999999999999999", '"1E+999999999"', *_NO_NUMBERS])
 def test_what_is_no_usable_number_makes_a_dead_letter(sent: str) -> None:
     raw = push("push.deal", deal(p=sent))
     assert texts(raw) == [("dl", raw[:500])]
@@ -124,10 +165,49 @@ def test_the_funding_rate_has_eight_decimals_and_its_sign(sent: str, stored: str
 
 
 @pytest.mark.parametrize("field", ["lastPrice", "fairPrice", "indexPrice", "holdVol", "fundingRate"])
-@pytest.mark.parametrize("value", ['"1"', "null", "[]", "true"])
+@pytest.mark.parametrize("value", ['"-"', '""', "[]", "true", "{}"])
 def test_a_ticker_with_a_field_that_is_no_number_is_a_dead_letter(field: str, value: str) -> None:
     raw = ticker(**{field: value})
     assert texts(raw) == [("dl", raw)]
+
+
+@pytest.mark.parametrize(
+    ("field", "m"),
+    [
+        ("fairPrice", "1||3|4|0.00010000"),
+        ("indexPrice", "1|2||4|0.00010000"),
+        ("holdVol", "1|2|3||0.00010000"),
+        ("fundingRate", "1|2|3|4|"),
+    ],
+)
+def test_a_field_that_is_null_or_was_not_sent_is_empty_and_told(field: str, m: str) -> None:
+    sent = ticker(**{field: "null"})
+    for raw in (sent, sent.replace(f'"{field}"', '"other"')):
+        message = parse(raw)
+        assert [row.m for row in message.rows] == [m]
+        assert message.missing == (field,)
+        assert message.is_market_data
+
+
+def test_a_ticker_may_be_a_price_and_nothing_else() -> None:
+    message = parse(push("push.ticker", '{"lastPrice":84055}'))
+    assert [row.m for row in message.rows] == ["84055||||"]
+    assert message.missing == ("fairPrice", "indexPrice", "holdVol", "fundingRate")
+
+
+@pytest.mark.parametrize("data", ["{}", '{"lastPrice":null,"fairPrice":2}', '{"fairPrice":2}'])
+def test_a_ticker_without_the_last_price_is_a_dead_letter(data: str) -> None:
+    raw = push("push.ticker", data)
+    assert texts(raw) == [("dl", raw)]
+
+
+def test_what_a_ticker_tells_of_itself() -> None:
+    message = parse(ticker(volume24="311051901", timestamp="1788335242100"))
+    assert (message.volume24, message.missing) == (311051901, ())
+    assert message.rows == [Row(TS, "t", "1|2|3|4|0.00010000", 0, 1788335242100)]
+    assert parse(ticker(volume24='"311051901"')).volume24 == 311051901
+    for unusable in ("null", "[]", '"many"', "-1", "1" * 5000):
+        assert parse(ticker(volume24=unusable)).volume24 == 0
 
 
 def test_a_ticker_with_fractional_hold_vol_is_a_dead_letter() -> None:
@@ -177,8 +257,22 @@ def test_only_the_best_twenty_levels_are_stored() -> None:
     assert asks == "[1.0,2]"
 
 
-def test_an_empty_side_is_empty_text() -> None:
-    assert texts(push("push.depth.full", '{"asks":[],"bids":[[1,2,3]]}')) == [("dp", "[1,2]|")]
+@pytest.mark.parametrize(
+    ("book", "m", "missing"),
+    [
+        ('{"asks":[],"bids":[[1,2,3]]}', "[1,2]|", ()),
+        ('{"asks":null,"bids":[[1,2,3]]}', "[1,2]|", ("asks",)),
+        ('{"bids":[[1,2,3]]}', "[1,2]|", ("asks",)),
+        ('{"asks":[[1,2,3]],"bids":null}', "|[1,2]", ("bids",)),
+        ('{"asks":[[1,2,3]]}', "|[1,2]", ("bids",)),
+        ('{"asks":[],"bids":[]}', "|", ()),  # of a contract that stopped trading
+        ('{"asks":[[1,0,0]],"bids":[[1,2]]}', "[1,2]|[1,0]", ()),
+    ],
+)
+def test_a_side_without_levels_is_empty_text(book: str, m: str, missing: tuple[str, ...]) -> None:
+    message = parse(push("push.depth.full", book))
+    assert [(row.mt, row.m) for row in message.rows] == [("dp", m)]
+    assert message.missing == missing
 
 
 @pytest.mark.parametrize(
@@ -187,8 +281,13 @@ def test_an_empty_side_is_empty_text() -> None:
         '{"asks":[]}',
         '{"asks":[],"bids":[null]}',
         '{"asks":[],"bids":[[1]]}',
-        '{"asks":[],"bids":[["1",2]]}',
+        '{"asks":[],"bids":[["one",2]]}',
+        '{"asks":[[1,2]],"bids":[["1,2],[3",4]]}',
         '{"asks":{},"bids":[]}',
+        '{"asks":[[1,2]],"bids":{}}',
+        '{"asks":[[1,2]],"bids":false}',
+        '{"asks":null,"bids":null}',
+        '{"asks":[],"bids":null}',
         "[]",
     ],
 )
@@ -204,9 +303,56 @@ def test_ts_is_the_frames_own(ts: str) -> None:
     assert parse(push("push.deal", deal(), ts=ts)).rows[0].ts_ms == TS
 
 
-@pytest.mark.parametrize("ts", ["null", "-5", "0", "1.5", '"soon"', "[]", "99999999999999999", "true", '"１２３"'])
+NO_TIMES = [
+    "null",
+    "-5",
+    "0",
+    "1.5",
+    '"soon"',
+    "[]",
+    "99999999999999999",
+    "true",
+    '"１２３"',
+    '"１７８８３３５２４２１５６"',
+]
+NO_TIMES += [str(TS // 1000), str(TS * 1000), "1514764799999"]  # seconds, microseconds, 2017
+
+
+@pytest.mark.parametrize("ts", NO_TIMES)
 def test_the_local_clock_stands_in_for_an_unusable_ts(ts: str) -> None:
     assert parse(push("push.deal", deal(), ts=ts)).rows[0].ts_ms == NOW
+    assert parse(push("push.deal", deal(rest=f',"t":{ts}'), ts=ts)).rows[0] == Row(NOW, "d", "84062.6|13|1")
+
+
+@pytest.mark.parametrize("ts", NO_TIMES)
+@pytest.mark.parametrize(
+    ("channel", "data"),
+    [
+        ("push.ticker", '{"lastPrice":1,"timestamp":1789614158008}'),
+        ("push.depth.full", '{"bids":[[1,2]],"asks":[],"cts":1789614158008}'),
+        ("push.deal", deal(rest=',"cts":"1789614158007","t":1789614158008')),
+        ("push.deal", deal(rest=',"t":"1789614158008"')),
+        ("push.deal", f"[{made_at(1789614158007)},{made_at(1789614158008)},{deal()}]"),
+        ("push.deal", f"[{made_at(1789614158008)},{deal(p='null')}]"),
+        ("push.mystery", '{"timestamp":1789614158008}'),
+    ],
+)
+def test_the_datas_own_time_comes_before_the_clock(channel: str, data: str, ts: str) -> None:
+    assert {row.ts_ms for row in parse(push(channel, data, ts=ts)).rows} == {1789614158008}
+
+
+def test_data_nested_deep_has_no_time_of_its_own() -> None:
+    data = "[" * 400 + "]" * 400
+    assert [row.ts_ms for row in parse(push("push.deal", data, ts="0")).rows] == [NOW]
+
+
+def test_the_exchanges_own_number_and_time_of_a_deal_are_told() -> None:
+    newest, oldest = deal(p="2", rest=',"t":1789614158008,"i":"12"'), deal(p="1", rest=',"t":"1789614158007","i":11')
+    assert parse(push("push.deal", f"[{newest},{oldest},{deal(p='3')}]")).rows == [
+        Row(TS, "d", "3|13|1"),
+        Row(TS, "d", "1|13|1", 11, 1789614158007),
+        Row(TS, "d", "2|13|1", 12, 1789614158008),
+    ]
 
 
 # Everything else
@@ -243,12 +389,124 @@ def test_an_error_frame_is_a_dead_letter_with_its_text() -> None:
 
 @pytest.mark.parametrize("raw", ['{"channel":"pong","data":1,"ts":1}', '{"channel":"rs.sub.deal","data":"success"}'])
 def test_a_control_frame_gives_no_row(raw: str) -> None:
-    assert parse(raw).rows == []
+    message = parse(raw)
+    assert (message.rows, message.refused) == ([], "")
 
 
-def test_a_binary_frame_is_a_dead_letter_even_if_it_could_be_read() -> None:
-    assert [row.mt for row in parse(push("push.deal", deal()).encode()).rows] == ["dl"]
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('"Contract [BTC_USDT] not exists"', "Contract [BTC_USDT] not exists"),
+        ('"two\\nlines"', "two lines"),
+        ('""', ""),
+        ('"successful"', "successful"),
+        ("null", None),
+        ("1", None),
+        ('{"code":1001,"message":"no"}', None),
+        ('["success"]', None),
+    ],
+)
+def test_a_subscription_that_was_refused_is_a_dead_letter_and_told(data: str, words: str | None) -> None:
+    raw = f'{{"channel":"rs.sub.depth.full","data":{data},"ts":{TS}}}'
+    message = parse(raw)
+    assert message.rows == [Row(TS, "dl", raw)]
+    assert (message.refused, message.text) == ("sub.depth.full", raw if words is None else words)
+
+
+def test_other_dead_letters_are_no_refusals() -> None:
+    assert parse('{"channel":"rs.error","data":"x"}').refused == ""
+    assert parse(push("push.deal", "7")).refused == ""
+
+
+def test_what_an_error_says_is_no_longer_than_a_dead_letter() -> None:
+    assert len(parse(f'{{"channel":"rs.error","data":"{"x" * 10_000}"}}').text) == 500
+
+
+# Binary frames
+
+
+def test_a_binary_frame_of_text_is_read_like_one() -> None:
+    raw = push("push.deal", deal())
+    assert parse(raw.encode()) == parse(gzip.compress(raw.encode())) == parse(raw)
+    unknown = push("push.mystery", '"é"')
+    assert texts(unknown.encode()) == texts(gzip.compress(unknown.encode())) == [("dl", unknown)]
+
+
+def test_a_binary_frame_that_cannot_be_read_is_a_dead_letter() -> None:
     assert texts(b"\xff\x00ok") == [("dl", "\\xff\x00ok")]
+    whole = gzip.compress(push("push.deal", deal()).encode(), mtime=0)
+    for raw in (whole[:-1], whole[:5], whole + b"x", whole[:30] + b"\0" + whole[31:], gzip.compress(b"\xff")):
+        assert texts(raw) == [("dl", raw.decode("utf-8", "backslashreplace")[:500])]
+
+
+def test_no_more_than_16_mb_are_unpacked() -> None:
+    def padded(size: int) -> bytes:
+        raw = push("push.deal", deal()).encode()
+        return gzip.compress(raw + b" " * (size - len(raw)))
+
+    assert [row.mt for row in parse(padded(16 << 20)).rows] == ["d"]
+    tracemalloc.start()
+    try:
+        for bomb in (padded((16 << 20) + 1), gzip.compress(bytes(200 << 20))):
+            tracemalloc.reset_peak()
+            assert [row.mt for row in parse(bomb).rows] == ["dl"]
+            assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+# The deals that REST gives
+
+
+def rest(*deals: str) -> str:
+    return f'{{"success":true,"code":0,"data":[{",".join(deals)}]}}'
+
+
+def test_rests_deals_have_no_ids_and_come_newest_first() -> None:
+    newest, middle, oldest = (deal(p=p, rest=f',"O":1,"M":2,"t":{t}') for p, t in (("3", TS), ("2", TS), ("1", TS - 1)))
+    assert parse_rest_deals(rest(newest, middle, middle, oldest)) == [
+        Row(TS - 1, "d", "1|13|1", 0, TS - 1),
+        Row(TS, "d", "2|13|1", 0, TS),
+        Row(TS, "d", "2|13|1", 0, TS),
+        Row(TS, "d", "3|13|1", 0, TS),
+    ]
+
+
+def test_rests_deals_with_ids_are_ordered_by_them() -> None:
+    first, second = deal(p="1", rest=f',"t":{TS},"i":"9"'), deal(p="2", rest=f',"t":{TS},"i":10')
+    assert [row.id for row in parse_rest_deals(rest(first, second))] == [9, 10]
+
+
+def test_rests_deals_that_cannot_be_used_are_left_out() -> None:
+    bad = [deal(), deal(rest=f',"t":{TS // 1000}'), deal(p="null", rest=f',"t":{TS}'), "7", "null"]
+    good = deal(rest=f',"t":"{TS}"')
+    assert parse_rest_deals(rest(*bad, good)) == [Row(TS, "d", "84062.6|13|1", 0, TS)]
+    assert parse_rest_deals(rest()) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ('{"success":false,"code":1001,"message":"Contract does not exist!"}', "MEXC says: Contract does not exist!$"),
+        ('{"success":false,"code":510,"message":"a\\nb","data":[]}', "MEXC says: a b$"),
+        ('{"success":false,"code":500}', 'MEXC says: {"success":false,"code":500}$'),
+        ('{"success":false,"data":[]}', "MEXC says: "),
+        ("<html>\n<p>Log in", "the answer is no JSON object: <html> <p>Log in"),
+        ("[]", r"the answer is no JSON object: \[\]"),
+        ('{"success":true,"code":0}', "the answer holds no deals"),
+        ('{"success":true,"data":{"p":1}}', "the answer holds no deals"),
+        ('{"success":true,"data":[{"p":1', "the answer is no JSON object"),
+        ("[" * 100_000, "the answer is no JSON object"),
+    ],
+)
+def test_an_answer_without_deals_is_said_in_one_line(answer: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        parse_rest_deals(answer)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 200
+
+
+# Whatever arrives
 
 
 def test_another_symbols_push_is_no_sign_of_life() -> None:

@@ -284,11 +284,22 @@ def test_prices_are_those_of_the_first_levels(served: Stack) -> None:
         (START, "dp", "[100,5],[99,1]|[101,3],[102,4]"),
         (START + 400, "dp", "[102,5]|[102.5,3]"),
         (START + 500, "t", "84055|84063.8|84104|546882118|0.00007200"),
-        (START + 5_000, "dp", "[7.5,1]|[7.75,1],[8,1]"),
+        (START + 5_000, "dp", "[9,0],[7.5,1]|[7,0.0],[7.75,0.1],[8,1]"),
         (START - 1, "dp", "[1,1]|[2,1]"),
         (START + 10_000, "dp", "[1,1]|[2,1]"),
     )
-    one_sided = ("|[101,3]", "[100,1]|", "|", "no book", "[a,1]|[b,1]", "[nan,1]|[inf,1]", "[1,1]|[", "")
+    one_sided = (
+        "|[101,3]",
+        "[100,1]|",
+        "|",
+        "no book",
+        "[a,1]|[b,1]",
+        "[nan,1]|[inf,1]",
+        "[1,1]|[",
+        "",
+        "[1,1]|[2,0]",
+        "[1,0]|[2,1]",
+    )
     insert(served, *((START + 7_000, "dp", m) for m in one_sided))
     assert read(served, "btc", 10) == [
         PricePoint(START, mid=101.375, low=100.5, high=102.25, spread=0.75, widest=1.0),

@@ -45,14 +45,15 @@ def plain(row: Row, number: Callable[[Any], Any]) -> dict[str, Any]:
     if row.mt == "t":
         names = ("last_price", "fair_price", "index_price", "open_interest", "funding_rate")
         kinds: tuple[Callable[[Any], Any], ...] = (number, number, number, int, number)
-        return decoded | {name: kind(field) for name, kind, field in zip(names, kinds, fields, strict=True)}
+        values = [kind(field) if field else None for kind, field in zip(kinds, fields, strict=True)]
+        return decoded | dict(zip(names, values, strict=True))
     if row.mt == "d":
         price, contracts, direction = fields
         side = {"1": "buy", "2": "sell"}[direction]
         return decoded | {"price": number(price), "contracts": number(contracts), "side": side}
     if row.mt == "dp":
         for side, text in zip(("bid", "ask"), fields, strict=True):
-            levels = re.findall(r"\[([^,]*),([^\]]*)\]", text)
+            levels = [level for level in re.findall(r"\[([^,]*),([^\]]*)\]", text) if Decimal(level[1])]
             levels += [(None, None)] * (20 - len(levels))
             for place, what in enumerate(("price", "contracts")):
                 values = [level[place] for level in levels]
@@ -92,8 +93,10 @@ fractions = st.builds(
     "{:0{}}{}".format, st.integers(0, 10**9), st.integers(1, 18), st.sampled_from(["", "0" * 9, "0" * 30])
 )
 plain_numbers = st.one_of(whole_numbers, st.builds("{}.{}".format, whole_numbers, fractions))
+none = st.just("")
 integers = st.integers(0, 10**18 - 1).map(str)
-levels = st.lists(st.tuples(plain_numbers, plain_numbers), max_size=20)
+nothing = st.sampled_from(["0", "0.0", "0.000"])
+levels = st.lists(st.tuples(plain_numbers, plain_numbers | nothing), max_size=20)
 times = st.integers(-2_208_988_800_000, 10_413_791_999_999)  # what DateTime64(3) holds
 
 
@@ -103,7 +106,11 @@ def side(pairs: list[tuple[str, str]]) -> str:
 
 rows_by_type = {
     "t": st.builds(
-        "{}|{}|{}|{}|{}{}".format, *[plain_numbers] * 3, integers, st.sampled_from(["", "-"]), plain_numbers
+        "{}|{}|{}|{}|{}".format,
+        plain_numbers,
+        *[plain_numbers | none] * 2,
+        integers | none,
+        plain_numbers | plain_numbers.map("-{}".format) | none,
     ),
     "d": st.builds("{}|{}|{}".format, plain_numbers, plain_numbers, st.sampled_from("12")),
     "dp": st.builds("{}|{}".format, levels.map(side), levels.map(side)),
@@ -168,6 +175,9 @@ LEVEL = "[84062.5,34991]"
         ("t", f"1|2|3|{10**18}|0.00010000", f"open_interest is '{10**18}'"),
         ("t", "1|2|-3|4|0.00010000", "index_price is '-3'"),
         ("t", "1|2|3|4|--0.1", "funding_rate is '--0.1'"),
+        ("t", "1|2|3|4|-", "funding_rate is '-'"),
+        ("t", "|2|3|4|0.1", "last_price is ''"),
+        ("d", "|3|2", "price is ''"),
         ("dp", LEVEL, "1 fields, not 2"),
         ("dp", f"{LEVEL}|{LEVEL}|", "3 fields, not 2"),
         ("dp", f"{LEVEL},[1]|{LEVEL}", "'1' among the bids"),
@@ -184,6 +194,31 @@ def test_a_bad_row_comes_with_its_time_text_and_reason(mt: str, m: str, reason: 
     batch = decode(mt, [good.ts_ms, 5, good.ts_ms], [good.m, m, good.m])
     assert batch.bad == [BadRow(5, m, reason)]
     assert batch.table.to_pylist() == [plain(good, float)] * 2
+
+
+@both_kinds
+def test_what_mexc_did_not_send_is_null(exact: bool, number: type) -> None:
+    rows = [Row(START, "t", m) for m in ("84055||||", "84055|84063.8||546882118|", "1|2|3|4|-0.00004500")]
+    columns = decode_rows(rows, "t", exact=exact).to_pydict()
+    del columns["ts"]
+    assert columns == {
+        "last_price": [84055, 84055, 1],
+        "fair_price": [None, number("84063.8"), 2],
+        "index_price": [None, None, 3],
+        "open_interest": [None, 546882118, 4],
+        "funding_rate": [None, None, number("-0.000045")],
+    }
+
+
+@both_kinds
+def test_a_level_without_contracts_is_left_out(exact: bool, number: type) -> None:
+    books = ["[9,0],[8,1],[7,0.000],[6,2]|[10,0]", "[9,1]|[10,2]", "|[10,0.0],[11,10]", "[9,0]|[10,100],[11,0]"]
+    depth = decode_rows([Row(START + n, "dp", book) for n, book in enumerate(books)], "dp", exact=exact)
+    levels = depth_levels(depth).to_pylist()
+    assert [(level["side"], level["level"], level["price"], level["contracts"]) for level in levels] == [
+        *[("bid", 1, 8, 1), ("bid", 2, 6, 2), ("bid", 1, 9, 1), ("ask", 1, 10, 2)],
+        *[("ask", 1, 11, 10), ("ask", 1, 10, 100)],
+    ]
 
 
 @pytest.mark.parametrize("mt", TYPES.values())

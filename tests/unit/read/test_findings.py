@@ -278,7 +278,9 @@ PADDING = "x" * 600
         ('{"symbol":"BTC_USDT","data":{},"channel":"push.kline","ts":1}', "unknown channel"),
         ('{"symbol":"BTC_USDT","data":{},"channel":7,"ts":1}', "unknown channel"),
         ('["no", "object"]', "unknown channel"),
-        ('{"symbol":"BTC_USDT","data":{"lastPrice":"1"},"channel":"push.ticker","ts":1}', "bad field"),
+        ('{"symbol":"BTC_USDT","data":{"lastPrice":"?"},"channel":"push.ticker","ts":1}', "bad field"),
+        ('{"channel":"rs.sub.deal","data":"Contract [BTC_USDT] not exists","ts":1}', "refused subscription"),
+        (f'{{"channel":"rs.sub.deal","data":"{PADDING}","ts":1}}', "refused subscription"),
         ('{"symbol":"BTC_USDT","data":[{"p":1,"v":2,"T":1},{"p":1}],"channel":"push.deal","ts":1}', "bad field"),
         ('{"symbol":"BTC_USDT","data":{"p":NaN,"v":2,"T":1},"channel":"push.deal","ts":1}', "bad field"),
         ('{"symbol":"BTC_USDT","data":', "broken JSON"),
@@ -288,7 +290,6 @@ PADDING = "x" * 600
         (b"\x00\xff\xfe", "binary"),
         (b"\x1f\x8b\x08zipped", "binary"),
         (b"plain \x07 bytes", "binary"),
-        (f'{{"symbol":"BTC_USDT","data":{TICKER},"channel":"push.ticker","ts":1}}'.encode(), "binary"),
         # Cut at 500 characters
         (f'{{"channel":"push.kline","data":"{PADDING}"}}', "unknown channel"),
         (f'{{"channel":"push.deal","symbol":"BTC_USDT","data":"{PADDING}"}}', "bad field"),
@@ -312,6 +313,19 @@ def test_dead_letters_by_kind(raw: str | bytes, kind: str) -> None:
 def test_wherever_sound_json_is_cut_it_is_not_called_broken(cut: int) -> None:
     text = json.dumps({"a": ["x" * 478, 1.5e-7, True, False, None, {"b": '\\ü"'}, -12], "c": 1})
     assert kind_of(text[:cut], "BTC_USDT") == ("unknown channel" if cut >= len(text) else "cut short")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'{{"symbol":"BTC_USDT","data":{TICKER},"channel":"push.ticker","ts":1}}',  # in a binary frame
+        '{"symbol":"BTC_USDT","data":{"lastPrice":1,"fairPrice":null},"channel":"push.ticker","ts":1}',
+        '{"symbol":"BTC_USDT","data":{"bids":[[1,2,3]],"asks":null},"channel":"push.depth.full","ts":1}',
+        '{"channel":"pong","data":1}',
+    ],
+)
+def test_what_an_older_collector_could_not_read_is_told_apart(text: str) -> None:
+    assert kind_of(text, "BTC_USDT") == "readable now"
 
 
 def test_what_no_collector_has_stored_has_a_kind_too() -> None:
