@@ -399,8 +399,6 @@ class Journal:
                 source = _connect_if_possible(self.path)
             known = {name: position._as_stored() for name, position in self._positions.items()}
             rows = salvage(source, self.path, _SCHEMA, known)
-            if source:
-                source.close()
             finish_salvage(self.path)
             self._begin()
             for name, position in self._positions.items():

@@ -514,7 +514,7 @@ def test_what_was_taken_is_on_the_disk_after_a_sync(opened: Opened, tmp_path: Pa
 
 # Damage
 
-PAGE = 4096
+PAGE = 2048
 
 
 def damage(page: int) -> Callable[[Path], None]:
@@ -550,7 +550,7 @@ def pending(opened: Opened) -> list[int]:
     return [ts for ts, _, _ in opened.position.pending(10**6)]
 
 
-@pytest.mark.parametrize("page", [20, 150, 300, 400, -1, -40])
+@pytest.mark.parametrize("page", [20, 150, 154, 300, 400, -1, -40])
 def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
     damage(page)(stored.path)
     stored.open()
@@ -558,7 +558,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
     assert found == sorted(set(found))
     missing = 2_000 - len(found)
     in_waiting_rows = bool(stored.said) and missing > 0
-    assert missing <= 8, "a page holds six rows of 600 bytes"
+    assert missing <= 4, "a page holds three rows of 600 bytes"
     stored.journal.append(big(3_001, 3_010))
     assert pending(stored) == [*found, *range(3_001, 3_011)]
     stored.reopen()
@@ -576,8 +576,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
 def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
     whole = stored.path.read_bytes()
     pages = len(whole) // PAGE
-    lost = []
-    for page in range(0, pages, 7):
+    for page in range(0, pages, 40):
         directory = tmp_path / f"{page}"
         directory.mkdir()
         copy = directory / "btc.db"
@@ -585,21 +584,31 @@ def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
         damage(page)(copy)
         again = Opened(copy)
         found = pending(again)
-        lost.append(2_000 - len(found) if again.position.token else 0)
-        assert found == sorted(found)
+        assert found == sorted(set(found))
+        assert len(found) >= 2_000 - 4, "a page holds three rows of 600 bytes"
         again.journal.append(big(3_001, 3_001))
         assert pending(again)[-1] == 3_001
         again.journal.close()
         shutil.rmtree(directory)
-    assert sorted(lost)[len(lost) // 2] <= 8
 
 
-def test_a_file_that_is_no_database_is_put_aside(stored: Opened) -> None:
+def test_the_first_page_costs_where_the_table_stands_and_no_row(stored: Opened) -> None:
     damage(0)(stored.path)
+    stored.open()
+    assert (stored.position.token, stored.position.comparable) == (None, 3_000)
+    assert pending(stored) == list(range(1, 3_001))
+    stored.journal.append(big(3_001, 3_001))
+    assert stored.position.waiting == 3_001
+    assert "the 3,000 rows that can be read of it go on" in stored.said[0]
+    stored.journal.close()
+
+
+def test_a_file_that_is_nothing_at_all_is_put_aside(stored: Opened) -> None:
+    stored.path.write_bytes(os.urandom(50_000))
     stored.open()
     stored.journal.append(new(1, 2))
     assert stored.position.pending(10) == rows(1, 2)
-    assert "0 rows that can be read" in stored.said[0]
+    assert "the 0 rows that can be read" in stored.said[0]
     stored.journal.close()
 
 
@@ -609,7 +618,7 @@ def test_damage_that_shows_while_it_runs(stored: Opened) -> None:
     damage(300)(stored.path)
     stored.journal._db.execute("PRAGMA cache_size = 10")
     found = pending(stored)
-    assert 1_990 < len(found) < 2_000
+    assert 1_990 < len(found) <= 2_000
     assert not stored.position.is_open, "which rows wait is not what it was: the table has to be asked"
     assert not stored.position.hand_over(3)
     assert not stored.position.acknowledge(3)
@@ -647,6 +656,6 @@ def test_a_salvage_that_is_killed_is_done_again_or_finished(
     monkeypatch.undo()
     stored.journal._db.close()
     stored.open()
-    assert 1_990 < len(pending(stored)) < 2_000
+    assert 1_990 < len(pending(stored)) <= 2_000
     stored.journal.append(new(1, 1))
     stored.journal.close()
