@@ -21,13 +21,13 @@ BELOW = {
 }
 """What each wing may import."""
 
-WAY = ("feed", "gaps", "journal", "table", "stripelog", "collector")
+WAY = ("feed", "gaps", "once", "journal", "table", "stripelog", "collector")
 """A frame's way within `collect`; the collector, which wires it, sees the whole of it."""
 
 WATCHERS = ("stats", "health", "metrics")
 """They look at the way, and nothing on it knows of them but the collector."""
 
-TOOLS = ("backoff", "errors", "autocompact", "salvage", "lines")
+TOOLS = ("backoff", "channels", "errors", "autocompact", "salvage", "lines")
 """For whoever needs them; they know nothing of the way."""
 
 
