@@ -135,16 +135,31 @@ def parse_frame(raw: str | bytes, symbol: str, now_ms: int) -> Message:
     return Message(channel, ts_ms, rows, "", missing, volume24)
 
 
+def parse_answer(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that is an answer of REST, gzipped or not, its numbers as Number.
+
+    Raises a ValueError that says in one line what came instead.
+    """
+    text = _unpack(raw)
+    if text is None:
+        if raw.startswith(_GZIP):
+            raise ValueError("the answer is gzip, and cannot be unpacked")
+        raise ValueError(f"the answer is no text: {_shortened(raw[:80].decode('utf-8', 'backslashreplace'))}")
+    if not text.strip():
+        raise ValueError("the answer is empty")
+    try:
+        return _object(_decode(text))
+    except (ValueError, RecursionError):
+        raise ValueError(f"the answer is no JSON object: {_shortened(text)}") from None
+
+
 def parse_rest_deals(text: str) -> list[Row]:
     """Return the deals in an answer of REST's ``/api/v1/contract/deals``, oldest first, each with its own time.
 
     They are without ids, as MEXC sends them, so that two may be equal; deals without a time are left out. Raises a
     ValueError that says why if the answer holds no list of deals: in MEXC's own words where it says that it failed.
     """
-    try:
-        answer = _object(_decode(text))
-    except (ValueError, RecursionError):
-        raise ValueError(f"the answer is no JSON object: {_shortened(text)}") from None
+    answer = parse_answer(text.encode())
     if answer.get("success") is False:
         message = answer.get("message")
         raise ValueError(f"MEXC says: {_shortened(message if isinstance(message, str) else text)}")
