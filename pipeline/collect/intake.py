@@ -79,7 +79,9 @@ class Intake:
     def trouble(self) -> list[str]:
         """Return what is wrong with subscriptions that no connection has in order, a line each."""
         up = [connection.channels.trouble for connection in self.connections if connection.is_up]
-        return [f"{method} {text}" for method, text in (up[0].items() if up else ()) if all(method in each for each in up)]
+        return [
+            f"{method} {text}" for method, text in (up[0].items() if up else ()) if all(method in each for each in up)
+        ]
 
     def channel_ages(self) -> dict[str, float]:
         """Return the seconds since the newest push of each channel, of any connection, or since the start."""

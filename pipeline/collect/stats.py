@@ -79,7 +79,7 @@ class Stats:
             self._counts["refused"] += rows
 
     def totals(self) -> Counter[str]:
-        """Return the counts since the start: rows by type, "repeated" and "refused" ones, "skipped" messages, "errors"."""
+        """Return the counts since the start: rows by type, "repeated", "refused"; "skipped" messages, "errors"."""
         with self._lock:
             return self._before + self._counts
 
