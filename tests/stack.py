@@ -123,6 +123,7 @@ class Stack:
             "CLICKHOUSE_USER": "default",
             "CLICKHOUSE_PASSWORD": "of the tests",
             "JOURNAL_DIR": str(directory / "journal"),
+            "KLINES_DIR": str(directory / "klines"),
             "STATS_INTERVAL": "1",
         }
         self.prefix: Sequence[str] = ()
