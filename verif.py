@@ -279,7 +279,8 @@ class Reports:
             if symbol.start_ms is not None and symbol.end_ms is not None
         }
         path = self._options.html
-        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks)
+        audits = self._audit if self._options.audit else ()
+        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks, audits)
         try:
             replace_file(path, page)
         except OSError as error:
