@@ -11,8 +11,9 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -34,16 +35,27 @@ class Subscription(TypedDict):
     param: dict[str, Any]
 
 
+class Contract(NamedTuple):
+    """What a symbol is traded in: `contractSize`, `priceUnit` and `volUnit` of MEXC's REST ``contract/detail``."""
+
+    size: Decimal  # coins
+    price_unit: Decimal  # USDT
+    volume_unit: Decimal  # contracts
+
+
 class SymbolConfig(TypedDict):
-    """One collected symbol: MEXC's name for it, its ClickHouse table and that table's fixed UUID."""
+    """One collected symbol: MEXC's name for it, its contract, its ClickHouse table and that table's fixed UUID."""
 
     symbol: str
     table_name: str
     uuid: str
+    contract: Contract | None  # None: not known
     subscriptions: list[Subscription]
 
 
-def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -> SymbolConfig:
+def symbol_config(
+    symbol: str, table_name: str, table_uuid: str | None = None, contract: Contract | None = None
+) -> SymbolConfig:
     """Return the configuration that subscribes `symbol` to tickers, deals and 20 levels of depth.
 
     The table's UUID fixes where ClickHouse keeps its data: ``store/<its first three digits>/<uuid>/data.bin``.
@@ -53,6 +65,7 @@ def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -
         "symbol": symbol,
         "table_name": table_name,
         "uuid": table_uuid or str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{table_name}.contract.mexc.com")),
+        "contract": contract,
         "subscriptions": [
             {"method": "sub.ticker", "param": {"symbol": symbol}},
             # By default MEXC merges deals (since 2025-08-21); the archive wants each one.
@@ -62,9 +75,13 @@ def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -
     }
 
 
-BTC_CONFIG = symbol_config("BTC_USDT", "btc", "b7c4f1d2-6a39-4e58-9c07-2d81f5ab3e60")
-ETH_CONFIG = symbol_config("ETH_USDT", "eth", "e742c9a8-15fb-4d03-8b6e-70a94cd1f235")
-SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7c8a")
+_BTC = Contract(Decimal("0.0001"), Decimal("0.1"), Decimal(1))
+_ETH = Contract(Decimal("0.01"), Decimal("0.01"), Decimal(1))
+_SOL = Contract(Decimal("0.1"), Decimal("0.01"), Decimal(1))
+
+BTC_CONFIG = symbol_config("BTC_USDT", "btc", "b7c4f1d2-6a39-4e58-9c07-2d81f5ab3e60", _BTC)
+ETH_CONFIG = symbol_config("ETH_USDT", "eth", "e742c9a8-15fb-4d03-8b6e-70a94cd1f235", _ETH)
+SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7c8a", _SOL)
 
 ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
 
@@ -87,6 +104,7 @@ class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""
 
     mexc_ws_url: str = "wss://contract.mexc.com/edge"
+    connections: int = 1  # WebSockets of each symbol; 2: where one is down, the other goes on
     mexc_rest_url: str = "https://api.mexc.com"  # where that does not answer, the WebSocket's host is asked
     clickhouse_host: str = "127.0.0.1"
     clickhouse_port: int = 9000  # the native protocol, not HTTP
@@ -154,6 +172,7 @@ def _is_address(url: str, *schemes: str) -> bool:
 
 _SECONDS = (1e-3, 1e9)
 _LIMITS = {
+    "connections": (1, 2),
     "clickhouse_port": (1, 65535),
     "journal_max_mb": (1, 1e9),
     "max_error_count": (1, 1e9),

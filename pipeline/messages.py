@@ -153,21 +153,16 @@ def parse_answer(raw: bytes) -> dict[str, Any]:
         raise ValueError(f"the answer is no JSON object: {_shortened(text)}") from None
 
 
-def parse_rest_deals(text: str) -> list[Row]:
-    """Return the deals in an answer of REST's ``/api/v1/contract/deals``, oldest first, each with its own time.
+def parse_deals(data: Any) -> list[Row]:
+    """Return the deals that REST lists at ``/api/v1/contract/deals``, oldest first, each with its own time.
 
-    They are without ids, as MEXC sends them, so that two may be equal; deals without a time are left out. Raises a
-    ValueError that says why if the answer holds no list of deals: in MEXC's own words where it says that it failed.
+    `data` is that of its answer. They are without ids, as MEXC sends them, so that two may be equal; deals without a
+    time are left out. Raises a ValueError where it is no list.
     """
-    answer = parse_answer(text.encode())
-    if answer.get("success") is False:
-        message = answer.get("message")
-        raise ValueError(f"MEXC says: {_shortened(message if isinstance(message, str) else text)}")
-    deals = answer.get("data")
-    if not isinstance(deals, list):
-        raise ValueError(f"the answer holds no deals: {_shortened(text)}")  # noqa: TRY004 (the type of an answer's value)
+    if not isinstance(data, list):
+        raise ValueError(f"the answer holds no deals: {_shortened(str(data))}")  # noqa: TRY004 (of an answer's value)
     rows = []
-    for deal in reversed(deals):  # MEXC lists the newest first, and of those that tie nothing else tells which it is
+    for deal in reversed(data):  # MEXC lists the newest first, and of those that tie nothing else tells which it is
         try:
             row = _deal(deal, _time(_object(deal).get("t")))
         except _Unusable:

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from config import (
     ETH_CONFIG,
     SOL_CONFIG,
     ConfigError,
+    Contract,
     Settings,
     check_identifier,
     load_settings,
@@ -21,6 +23,7 @@ from config import (
 
 DEFAULTS = {
     "MEXC_WS_URL": "wss://contract.mexc.com/edge",
+    "CONNECTIONS": 1,
     "MEXC_REST_URL": "https://api.mexc.com",
     "CLICKHOUSE_HOST": "127.0.0.1",
     "CLICKHOUSE_PORT": 9000,
@@ -43,6 +46,7 @@ DEFAULTS = {
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
     ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
+    ("CONNECTIONS", "2", 2),
     ("MEXC_REST_URL", "http://127.0.0.1:8766", "http://127.0.0.1:8766"),
     ("CLICKHOUSE_HOST", "clickhouse", "clickhouse"),
     ("CLICKHOUSE_PORT", "9440", 9440),
@@ -72,6 +76,8 @@ UNUSABLE = [
     ("MEXC_WS_URL", "ws://[::1/edge"),
     ("MEXC_REST_URL", "wss://api.mexc.com"),
     ("MEXC_REST_URL", "api.mexc.com"),
+    ("CONNECTIONS", "0"),
+    ("CONNECTIONS", "3"),
     ("MEXC_REST_URL", "https://"),
     ("MEXC_REST_URL", "http://127.0.0.1:99999"),
     ("CLICKHOUSE_PORT", "native"),
@@ -199,6 +205,16 @@ def test_each_symbol_subscribes_as_mexc_takes_it(config: dict[str, Any]) -> None
         {"method": "sub.deal", "param": {"symbol": symbol, "compress": False}},
         {"method": "sub.depth.full", "param": {"symbol": symbol, "limit": 20}},
     ]
+
+
+def test_the_contracts_are_known_of_the_three_and_of_no_other_until_it_is_said() -> None:
+    found = {config["table_name"]: config["contract"] for config in ALL_CONFIGS}
+    assert found == {
+        "btc": Contract(Decimal("0.0001"), Decimal("0.1"), Decimal(1)),
+        "eth": Contract(Decimal("0.01"), Decimal("0.01"), Decimal(1)),
+        "sol": Contract(Decimal("0.1"), Decimal("0.01"), Decimal(1)),
+    }
+    assert symbol_config("XRP_USDT", "xrp")["contract"] is None
 
 
 def test_a_symbol_without_a_uuid_gets_one_of_its_own_that_stays() -> None:
