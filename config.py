@@ -112,6 +112,7 @@ class Settings:
     clickhouse_password: str = ""
     clickhouse_database: str = "mexc_data"
     journal_dir: str = "journal"  # relative to the project's folder
+    klines_dir: str = "klines"  # where MEXC's klines are kept once they were asked for; relative to the same
     journal_max_mb: int = 1024  # beyond that, the oldest rows stay and new ones are lost
     ping_interval: float = 15.0  # seconds; MEXC closes a connection after 60 s without a ping
     stats_interval: float = 15.0  # seconds between two statistics blocks
