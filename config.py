@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
@@ -125,7 +125,7 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
-    return settings
+    return replace(settings, journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir))
 
 
 def check_identifier(what: str, name: str) -> None:
@@ -141,6 +141,14 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
         return {name: value or "" for name, value in dotenv_values(path).items()}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _expand_home(name: str, path: str) -> str:
+    """Return the path with ~ as a shell takes it, which has not seen what is in ``.env``."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{name}={path} cannot be used: {error}") from None
 
 
 def _is_address(url: str, *schemes: str) -> bool:
