@@ -92,6 +92,8 @@ class Settings:
     clickhouse_port: int = 9000  # the native protocol, not HTTP
     clickhouse_user: str = "default"
     clickhouse_password: str = ""
+    clickhouse_secure: int = 0  # 1: within TLS, as ClickHouse speaks it on port 9440
+    clickhouse_ca: str = ""  # a file of certificates to trust; empty: those of well-known authorities
     clickhouse_database: str = "mexc_data"
     journal_dir: str = "journal"  # relative to the project's folder
     journal_max_mb: int = 1024  # beyond that, the oldest rows stay and new ones are lost
@@ -162,6 +164,7 @@ def _is_address(url: str, *schemes: str) -> bool:
 _SECONDS = (1e-3, 1e9)
 _LIMITS = {
     "clickhouse_port": (1, 65535),
+    "clickhouse_secure": (0, 1),
     "journal_max_mb": (1, 1e9),
     "max_error_count": (1, 1e9),
     "flush_interval": (0, 3600),
