@@ -87,6 +87,7 @@ class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""
 
     mexc_ws_url: str = "wss://contract.mexc.com/edge"
+    connections: int = 1  # WebSockets of each symbol; 2: where one is down, the other goes on
     mexc_rest_url: str = "https://api.mexc.com"  # where that does not answer, the WebSocket's host is asked
     clickhouse_host: str = "127.0.0.1"
     clickhouse_port: int = 9000  # the native protocol, not HTTP
@@ -163,6 +164,7 @@ def _is_address(url: str, *schemes: str) -> bool:
 
 _SECONDS = (1e-3, 1e9)
 _LIMITS = {
+    "connections": (1, 2),
     "clickhouse_port": (1, 65535),
     "clickhouse_secure": (0, 1),
     "journal_max_mb": (1, 1e9),

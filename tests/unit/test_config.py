@@ -21,6 +21,7 @@ from config import (
 
 DEFAULTS = {
     "MEXC_WS_URL": "wss://contract.mexc.com/edge",
+    "CONNECTIONS": 1,
     "MEXC_REST_URL": "https://api.mexc.com",
     "CLICKHOUSE_HOST": "127.0.0.1",
     "CLICKHOUSE_PORT": 9000,
@@ -44,6 +45,7 @@ DEFAULTS = {
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
     ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
+    ("CONNECTIONS", "2", 2),
     ("MEXC_REST_URL", "http://127.0.0.1:8766", "http://127.0.0.1:8766"),
     ("CLICKHOUSE_HOST", "clickhouse", "clickhouse"),
     ("CLICKHOUSE_PORT", "9440", 9440),
@@ -74,6 +76,8 @@ UNUSABLE = [
     ("MEXC_WS_URL", "ws://[::1/edge"),
     ("MEXC_REST_URL", "wss://api.mexc.com"),
     ("MEXC_REST_URL", "api.mexc.com"),
+    ("CONNECTIONS", "0"),
+    ("CONNECTIONS", "3"),
     ("MEXC_REST_URL", "https://"),
     ("MEXC_REST_URL", "http://127.0.0.1:99999"),
     ("CLICKHOUSE_PORT", "native"),

@@ -356,22 +356,16 @@ def test_a_plain_advance_is_noted_with_the_sync_only(opened: Opened) -> None:
     assert opened.journal._db.total_changes == before + 1
 
 
-# Deals that were missed
+# What the newest rows are
 
 
-def test_only_deals_that_were_missed_are_taken(journal: Journal, position: Position) -> None:
-    journal.append([(1, "t", "ticker", 0, 0), (2, "d", "had", 7, 0), (3, "d", "had as well", 9, 0)])
-    position.advance(2)
-    missed = (2, "d", "missed", 8, 0)
-    assert journal.append_missed([(2, "d", "had", 7, 0), missed, missed, (3, "d", "had as well", 9, 0)]) == 1
-    assert position.pending(10) == [(3, "d", "had as well"), (2, "d", "missed")]
-    assert journal.append_missed([missed]) == 0
-
-
-def test_the_oldest_and_the_newest_time_are_those_of_market_data(journal: Journal) -> None:
-    assert journal.times("t", "d") is None
-    journal.append([(4, "dl", "?", 0, 0), (5, "d", "deal", 7, 0), (6, "t", "ticker", 0, 0), (7, "dl", "?", 0, 0)])
-    assert journal.times("t", "d") == (5, 6)
+def test_the_newest_deals_and_the_newest_market_data(journal: Journal) -> None:
+    assert (journal.newest_deals(5), journal.newest_time()) == ([], None)
+    journal.append([(4, "dl", "?", 0, 0), (5, "d", "1", 7, 3), (6, "d", "2", 0, 4), (7, "t", "t", 0, 0)])
+    journal.append([(8, "dl", "?", 0, 0)])
+    assert journal.newest_deals(5) == [(3, "1", 7), (4, "2", 0)]
+    assert journal.newest_deals(1) == [(4, "2", 0)]
+    assert journal.newest_time() == 7
 
 
 # Opening
@@ -413,7 +407,7 @@ def test_a_journal_of_the_version_before_is_converted(path: Path) -> None:
     assert opened.seqs()[-1] > 10**15
     assert opened.position.go_back(50) == 20, "those before 101 are gone"
     assert (opened.position.rows, opened.position.waiting) == (70, 31)
-    assert opened.journal.append_missed([(1, "d", "?", 16270106030, 0)]) == 0, "the deals' ids are those of before"
+    assert opened.journal.newest_deals(2)[0] == (1_788_335_242_030, "77030|30|1", 16270106030)
     opened.journal.close()
 
 
@@ -514,7 +508,7 @@ def test_what_was_taken_is_on_the_disk_after_a_sync(opened: Opened, tmp_path: Pa
 
 # Damage
 
-PAGE = 4096
+PAGE = 2048
 
 
 def damage(page: int) -> Callable[[Path], None]:
@@ -550,7 +544,7 @@ def pending(opened: Opened) -> list[int]:
     return [ts for ts, _, _ in opened.position.pending(10**6)]
 
 
-@pytest.mark.parametrize("page", [20, 150, 300, 400, -1, -40])
+@pytest.mark.parametrize("page", [20, 150, 154, 300, 400, -1, -40])
 def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
     damage(page)(stored.path)
     stored.open()
@@ -558,7 +552,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
     assert found == sorted(set(found))
     missing = 2_000 - len(found)
     in_waiting_rows = bool(stored.said) and missing > 0
-    assert missing <= 8, "a page holds six rows of 600 bytes"
+    assert missing <= 4, "a page holds three rows of 600 bytes"
     stored.journal.append(big(3_001, 3_010))
     assert pending(stored) == [*found, *range(3_001, 3_011)]
     stored.reopen()
@@ -576,8 +570,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
 def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
     whole = stored.path.read_bytes()
     pages = len(whole) // PAGE
-    lost = []
-    for page in range(0, pages, 7):
+    for page in range(0, pages, 40):
         directory = tmp_path / f"{page}"
         directory.mkdir()
         copy = directory / "btc.db"
@@ -585,21 +578,31 @@ def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
         damage(page)(copy)
         again = Opened(copy)
         found = pending(again)
-        lost.append(2_000 - len(found) if again.position.token else 0)
-        assert found == sorted(found)
+        assert found == sorted(set(found))
+        assert len(found) >= 2_000 - 4, "a page holds three rows of 600 bytes"
         again.journal.append(big(3_001, 3_001))
         assert pending(again)[-1] == 3_001
         again.journal.close()
         shutil.rmtree(directory)
-    assert sorted(lost)[len(lost) // 2] <= 8
 
 
-def test_a_file_that_is_no_database_is_put_aside(stored: Opened) -> None:
+def test_the_first_page_costs_where_the_table_stands_and_no_row(stored: Opened) -> None:
     damage(0)(stored.path)
+    stored.open()
+    assert (stored.position.token, stored.position.comparable) == (None, 3_000)
+    assert pending(stored) == list(range(1, 3_001))
+    stored.journal.append(big(3_001, 3_001))
+    assert stored.position.waiting == 3_001
+    assert "the 3,000 rows that can be read of it go on" in stored.said[0]
+    stored.journal.close()
+
+
+def test_a_file_that_is_nothing_at_all_is_put_aside(stored: Opened) -> None:
+    stored.path.write_bytes(os.urandom(50_000))
     stored.open()
     stored.journal.append(new(1, 2))
     assert stored.position.pending(10) == rows(1, 2)
-    assert "0 rows that can be read" in stored.said[0]
+    assert "the 0 rows that can be read" in stored.said[0]
     stored.journal.close()
 
 
@@ -609,7 +612,7 @@ def test_damage_that_shows_while_it_runs(stored: Opened) -> None:
     damage(300)(stored.path)
     stored.journal._db.execute("PRAGMA cache_size = 10")
     found = pending(stored)
-    assert 1_990 < len(found) < 2_000
+    assert 1_990 < len(found) <= 2_000
     assert not stored.position.is_open, "which rows wait is not what it was: the table has to be asked"
     assert not stored.position.hand_over(3)
     assert not stored.position.acknowledge(3)
@@ -647,6 +650,6 @@ def test_a_salvage_that_is_killed_is_done_again_or_finished(
     monkeypatch.undo()
     stored.journal._db.close()
     stored.open()
-    assert 1_990 < len(pending(stored)) < 2_000
+    assert 1_990 < len(pending(stored)) <= 2_000
     stored.journal.append(new(1, 1))
     stored.journal.close()
