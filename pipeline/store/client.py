@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import traceback
 from typing import Any
 
 from clickhouse_driver import Client
@@ -23,6 +24,7 @@ CLICKHOUSE_ERRORS = (Error, EOFError, OSError)
 
 _MISSING = (ErrorCodes.UNKNOWN_TABLE, ErrorCodes.UNKNOWN_DATABASE)
 _REFUSED = (192, 193, 194, 516)  # unknown user, wrong password, password required, authentication failed
+_TLS_HINT = "; where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
 
 logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
 
@@ -40,6 +42,8 @@ def connect(
         settings.clickhouse_port,
         user=settings.clickhouse_user,
         password=settings.clickhouse_password,
+        secure=bool(settings.clickhouse_secure),
+        ca_certs=settings.clickhouse_ca or None,
         database="",
         connect_timeout=5,
         send_receive_timeout=timeout,
@@ -67,13 +71,21 @@ def explain(error: BaseException, settings: Settings) -> str:
     if isinstance(error, ServerException):
         if error.code in _REFUSED:
             return f"{server} refuses user {settings.clickhouse_user}: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+        if error.code == ErrorCodes.INCORRECT_QUERY and "is not Atomic" in error.message:
+            advice = "make it anew with ENGINE = Atomic, or give another one in CLICKHOUSE_DATABASE"
+        else:
+            advice = ""
         text = re.sub(r"\s*(Stack trace:.*)?$", "", error.message, count=1, flags=re.DOTALL)
-        return f"{server} reports error {error.code}: {' '.join(text.removeprefix('DB::Exception: ').split())}"
+        text = " ".join(text.removeprefix("DB::Exception: ").split())
+        return f"{server} reports error {error.code}: {text}{advice and ': '}{advice}"
     if isinstance(error, UnexpectedPacketFromServerError):
-        return f"{server} does not speak the native protocol: check CLICKHOUSE_PORT (9000, unless it was changed)"
+        port = "check CLICKHOUSE_PORT (9000, unless it was changed)"
+        return f"{server} does not speak the native protocol: {port}{_TLS_HINT}"
     if isinstance(error, TimeoutError | SocketTimeoutError):
         return f"{server} did not answer in time"
     if isinstance(error, NetworkError | OSError):
         reason = error.message if isinstance(error, Error) else error.strerror or str(error)
-        return f"{server} cannot be reached: {reason.split(' (')[0].lower()}"
-    return f"{server} broke off the connection"
+        reason = reason.split(" (")[0].lower()
+        return f"{server} cannot be reached: {reason}{_TLS_HINT if 'reset' in reason else ''}"
+    at_once = "receive_hello" in (frame.name for frame in traceback.extract_tb(error.__traceback__))
+    return f"{server} broke off the connection{f' at once{_TLS_HINT}' if at_once else ''}"

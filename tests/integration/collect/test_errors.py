@@ -121,7 +121,8 @@ def test_a_port_of_something_else_is_one_line_and_exit_code_2(collect: Collect) 
         server.shutdown()
     assert explained(collector, "ClickHouse") == [
         f"ClickHouse at 127.0.0.1:{server.server_port} does not speak the native protocol:"
-        " check CLICKHOUSE_PORT (9000, unless it was changed)"
+        " check CLICKHOUSE_PORT (9000, unless it was changed);"
+        " where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
     ]
 
 
