@@ -23,6 +23,7 @@ from config import ALL_CONFIGS, PROJECT
 from pipeline.human import human_size
 from pipeline.store.storage import Storage, TableStorage
 from tests.integration.store.test_compact import begin_statement
+from tests.limited_clickhouse import limited
 from tests.stack import Process, Stack, free_port, open_stack
 from verif import replace_file, report
 
@@ -124,6 +125,7 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
             "index_mrk": files[1],
             "total_bytes": sum(file or 0 for file in files),
             "blocks": blocks,
+            "hidden": 0,
             "small_blocks": max(0, blocks - 1),
             "block_memory": 450 * blocks,
         }
@@ -159,6 +161,18 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
+
+
+def test_it_says_which_records_this_user_cannot_read(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        fill(stack, "btc", "t", 13)
+        fill(stack, "btc", "d", 323)
+        limited(stack, hidden={"btc": "mt != 't'"})
+        text = stack.run("verif.py").output
+        assert "Total records appended: 323\n" in text
+        assert "\n  btc has 13 records more, which this user cannot read: see its row policies, and max_rows_" in text
 
 
 def test_a_compacted_table_has_no_small_blocks(tmp_path: Path) -> None:
