@@ -11,6 +11,11 @@ Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table w
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import sys
 import time
@@ -84,8 +89,6 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 2 if is_misconfigured(error) else 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
@@ -235,4 +238,4 @@ def provide(client: Client, database: str, config: SymbolConfig) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

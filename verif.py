@@ -11,6 +11,11 @@ are missing than --audit-tolerance allows.
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import json
 import os
@@ -65,8 +70,6 @@ def main() -> int:
     except ModuleNotFoundError as error:  # in the image of the collectors
         print(f"That needs {error.name}: use the environment that setup.sh makes", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     try:
         for text, is_trouble in reports.said:
             print(text, file=sys.stderr if is_trouble else sys.stdout)
@@ -354,4 +357,4 @@ def _size(table: TableStorage, files_seen: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))
