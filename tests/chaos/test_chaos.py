@@ -7,22 +7,21 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, must_have_read
-from tests.chaos.faults import UNDER_LOAD, WITH_REST
-from tests.chaos.rounds import Chaos, plan
+from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.stack import StoredRow, open_stack
 
 
 @pytest.mark.timeout(300)
 def test_each_fault_once() -> None:
     chaos = Chaos(seed=20, say=print)
-    chaos.run(len(UNDER_LOAD) + len(WITH_REST))
+    chaos.run(len(FAULTS))
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name
 
 
 def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:
-    kinds = [*UNDER_LOAD, *WITH_REST]
+    kinds = [*FAULTS]
     faults = [fault for _, fault in plan(3 * len(kinds), seed=1)]
     assert sorted(map(kinds.index, faults)) == sorted([*range(len(kinds))] * 3)
     assert faults == [fault for _, fault in plan(3 * len(kinds), seed=1)]
