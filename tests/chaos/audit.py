@@ -95,14 +95,15 @@ def compare(
 def joined(former: Sequence[StoredRow], present: Sequence[StoredRow]) -> tuple[list[StoredRow], int]:
     """Return all that was stored, where `former` are the rows of a table that was reset and `present` the new one's.
 
-    The new one may begin with the last rows of the old one, those that the collector did not know to be stored; how
-    many these are is the second value.
+    The new one may begin with some that the old one had, in the same order: where the collector did not know them to be
+    stored. How many these are is the second value.
     """
+    again = 0
     if present and present[0] in former:
-        again = former[::-1].index(present[0]) + 1
-        if present[:again] == former[len(former) - again :][: len(present)]:
-            return [*former, *present[again:]], again
-    return [*former, *present], 0
+        at = len(former) - 1 - former[::-1].index(present[0])
+        both = zip(former[at:], present, strict=False)
+        again = next((n for n, (old, new) in enumerate(both) if old != new), min(len(former) - at, len(present)))
+    return [*former, *present[again:]], again
 
 
 def _distance(row: StoredRow, rows: Sequence[SentRow]) -> int:

@@ -144,7 +144,10 @@ def _power_fails(*machines: Machine) -> tuple[Fault, Fault, Fault]:
 
     def power_fails(world: World, chance: Random) -> None:
         time.sleep(chance.uniform(0, 2))
-        world.lose_power(machines, chance)
+        with world.proxy.refusing() if chance.random() < 0.5 else nullcontext():
+            time.sleep(chance.choice([0, chance.uniform(0, 1)]))
+            world.lose_power(machines, chance)
+            time.sleep(chance.uniform(0, 2))
 
     def power_fails_amid_compaction(world: World, chance: Random) -> None:
         time.sleep(chance.uniform(0, 1))
