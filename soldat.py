@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """SOL_USDT from MEXC futures into the table sol (sol/data.bin), until Ctrl-C or SIGTERM."""
 
+import signal
 import sys
+
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports just ends it; afterwards the collector takes it
 
 from config import SOL_CONFIG
 from pipeline.collect.collector import collect

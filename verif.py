@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Report how many records the tables hold, of which type, and what they take on disk.
 
-With --quality, how complete and sound they are; with --html, both as a page; with --max-age, only whether new rows
-come; with --watch, a live view until Ctrl-C.
+With --quality, how complete and sound they are; with --audit, whether MEXC's own klines agree; with --html, all of it
+as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C.
 
-Exit codes: 0 there are records, 1 there are none or ClickHouse cannot be asked, 2 a setting or an option cannot be
-used, 3 --max-age was given and a symbol's newest row is older, or it has none.
+Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
+cannot be used, 3 --max-age was given and a symbol's newest row is older, or it has none; or --audit, and more contracts
+are missing than --audit-tolerance allows.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from pipeline.store.storage import Storage, TableStorage, advice, survey
 from pipeline.times import from_ms, parse_time
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
+    from pipeline.read.audit import SymbolAudit
     from pipeline.read.quality import SymbolQuality
 
 _TYPES = {"t": "Ticker messages", "d": "Deal messages", "dp": "Depth messages", "dl": "Dead letters"}
 _SHORT, _LONG = 120.0, 3600.0  # seconds without a word from the server; some say none while they look for rows
 _WATCH_EVERY = 5.0  # seconds
 _MOST_SECONDS = 1e9  # of an option
+_TOLERANCE = 0.1  # percent
 
 
 def main() -> int:
@@ -83,8 +86,21 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
     add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
-    add("--html", type=_file, metavar="FILE", help="write a page that shows it")
-    add("--from", type=_time, dest="start", metavar="TIME", help="for --quality and --html: a UTC date or ISO time")
+    add("--audit", action="store_true", help="compare the deals with MEXC's own one-minute klines, by REST")
+    add(
+        "--audit-tolerance",
+        type=_percent,
+        metavar="PERCENT",
+        help=f"exit with 3 if more of a symbol's contracts are missing (default: {_TOLERANCE})",
+    )
+    add("--html", type=_file, metavar="FILE", help="write a page that shows it, with --audit that, too")
+    add(
+        "--from",
+        type=_time,
+        dest="start",
+        metavar="TIME",
+        help="for --quality, --audit, --html: a UTC date or ISO time",
+    )
     add("--to", type=_time, dest="end", metavar="TIME", help="likewise; rows of this time are not included")
     add(
         "--max-age",
@@ -94,11 +110,13 @@ def parse_options() -> argparse.Namespace:
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
     options = parser.parse_args()
-    others = (options.json, options.quality, options.html, options.start, options.end, options.max_age)
+    others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
         parser.error("--watch goes with no other option")
-    if (options.start or options.end) and not (options.quality or options.html):
-        parser.error("--from and --to go with --quality or --html")
+    if (options.start or options.end) and not (options.quality or options.audit or options.html):
+        parser.error("--from and --to go with --quality, --audit or --html")
+    if options.audit_tolerance is not None and not options.audit:
+        parser.error("--audit-tolerance goes with --audit")
     if options.start and options.end and options.start >= options.end:
         parser.error("--from has to be before --to")
     return options
@@ -112,6 +130,16 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"  # argparse tells it
+
+
+def _percent(text: str) -> float:
+    percent = float(text)
+    if not 0 <= percent <= 100:
+        raise ValueError
+    return percent
+
+
+_percent.__name__ = "number from 0 to 100"
 
 
 def _time(text: str) -> datetime:
@@ -134,7 +162,7 @@ class Reports:
 
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
         self._options, self._settings = options, settings
-        timeout = _LONG if options.quality or options.html else _SHORT
+        timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
         self._answer: dict[str, Any] = {}  # for --json
         self.said: list[tuple[str, bool]] = []
@@ -144,10 +172,12 @@ class Reports:
         """Make all of them; return the exit code. Raises one of CLICKHOUSE_ERRORS."""
         options = self._options
         codes = []
-        if not options.quality and not options.max_age:
+        if not (options.quality or options.audit or options.max_age):
             codes.append(self._report_storage())
         if options.quality:
             codes.append(self._report_quality())
+        if options.audit:
+            codes.append(self._report_audit())
         if options.max_age:
             codes.append(self._report_age())
         if options.html:
@@ -166,6 +196,15 @@ class Reports:
 
         start, end = self._options.start, self._options.end
         return examine(self._client, self._database, ALL_CONFIGS, start=start, end=end, show_progress=True)
+
+    @cached_property
+    def _audit(self) -> list[SymbolAudit]:
+        from pipeline.read.audit import audit
+
+        options = self._options
+        return audit(
+            self._client, self._settings, ALL_CONFIGS, start=options.start, end=options.end, show_progress=True
+        )
 
     def _report_storage(self) -> int:
         storage = self._storage
@@ -189,6 +228,21 @@ class Reports:
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
         self._say("\n\n".join(map(as_text, self._quality)))
         return 0 if any(symbol.rows for symbol in self._quality) else 1
+
+    def _report_audit(self) -> int:
+        from pipeline.show.audit_report import as_json, as_text
+
+        given = self._options.audit_tolerance
+        tolerance = _TOLERANCE if given is None else given
+        self._answer["audit"] = [as_json(symbol) for symbol in self._audit]
+        for symbol in self._audit:
+            if symbol.problem is not None:
+                self._warn(as_text(symbol))
+            else:
+                self._say(as_text(symbol))
+        if any(100 * symbol.missing > tolerance * symbol.contracts for symbol in self._audit):
+            return 3
+        return 1 if any(symbol.problem is not None or symbol.not_compared for symbol in self._audit) else 0
 
     def _report_age(self) -> int:
         from pipeline.read.quality import find_newest
@@ -225,7 +279,8 @@ class Reports:
             if symbol.start_ms is not None and symbol.end_ms is not None
         }
         path = self._options.html
-        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks)
+        audits = self._audit if self._options.audit else ()
+        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks, audits)
         try:
             replace_file(path, page)
         except OSError as error:

@@ -135,24 +135,34 @@ def parse_frame(raw: str | bytes, symbol: str, now_ms: int) -> Message:
     return Message(channel, ts_ms, rows, "", missing, volume24)
 
 
-def parse_rest_deals(text: str) -> list[Row]:
-    """Return the deals in an answer of REST's ``/api/v1/contract/deals``, oldest first, each with its own time.
+def parse_answer(raw: bytes) -> dict[str, Any]:
+    """Return the JSON object that is an answer of REST, gzipped or not, its numbers as Number.
 
-    They are without ids, as MEXC sends them, so that two may be equal; deals without a time are left out. Raises a
-    ValueError that says why if the answer holds no list of deals: in MEXC's own words where it says that it failed.
+    Raises a ValueError that says in one line what came instead.
     """
+    text = _unpack(raw)
+    if text is None:
+        if raw.startswith(_GZIP):
+            raise ValueError("the answer is gzip, and cannot be unpacked")
+        raise ValueError(f"the answer is no text: {_shortened(raw[:80].decode('utf-8', 'backslashreplace'))}")
+    if not text.strip():
+        raise ValueError("the answer is empty")
     try:
-        answer = _object(_decode(text))
+        return _object(_decode(text))
     except (ValueError, RecursionError):
         raise ValueError(f"the answer is no JSON object: {_shortened(text)}") from None
-    if answer.get("success") is False:
-        message = answer.get("message")
-        raise ValueError(f"MEXC says: {_shortened(message if isinstance(message, str) else text)}")
-    deals = answer.get("data")
-    if not isinstance(deals, list):
-        raise ValueError(f"the answer holds no deals: {_shortened(text)}")  # noqa: TRY004 (the type of an answer's value)
+
+
+def parse_deals(data: Any) -> list[Row]:
+    """Return the deals that REST lists at ``/api/v1/contract/deals``, oldest first, each with its own time.
+
+    `data` is that of its answer. They are without ids, as MEXC sends them, so that two may be equal; deals without a
+    time are left out. Raises a ValueError where it is no list.
+    """
+    if not isinstance(data, list):
+        raise ValueError(f"the answer holds no deals: {_shortened(str(data))}")  # noqa: TRY004 (of an answer's value)
     rows = []
-    for deal in reversed(deals):  # MEXC lists the newest first, and of those that tie nothing else tells which it is
+    for deal in reversed(data):  # MEXC lists the newest first, and of those that tie nothing else tells which it is
         try:
             row = _deal(deal, _time(_object(deal).get("t")))
         except _Unusable:

@@ -8,10 +8,11 @@ shows it. What is too old speaks of a collector that does not run.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import PROJECT, Settings
+from pipeline.human import many
 
 STATUS_SUFFIX = ".status.json"
 _MAX_AGE = 30.0  # seconds; it is written each second, but a disk may be slow
@@ -34,6 +35,12 @@ class Status:
     """Whether new rows are lost, because the journal takes no more."""
     being_compacted: bool = False
     """Whether rows wait because the table is being compacted."""
+    connections_down: int = 0
+    """How many of the connections to the exchange that are wanted are not there."""
+    trouble: list[str] = field(default_factory=list)
+    """What is wrong with subscriptions, a line each."""
+    channel_ages: dict[str, float] = field(default_factory=dict)
+    """Since the newest push of each channel, or since the start where none came."""
 
 
 def status_path(settings: Settings, table_name: str) -> Path:
@@ -57,6 +64,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
     if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
         return False, f"nothing came from the exchange for {status.frame_age:.0f} s"
+    if status.trouble:
+        return False, f"{'; '.join(status.trouble)}; {status.waiting} rows wait"
     if status.being_compacted:
         return True, f"its table is being compacted, {status.waiting} rows wait"
     if status.stuck_for > settings.stale_timeout + settings.flush_interval:
@@ -64,4 +73,5 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
     if status.market_age > settings.stale_timeout:
         return True, f"connected, but the market is empty: no data for {status.market_age:.0f} s"
-    return True, f"working, {status.waiting} rows wait"
+    down = f" ({many(status.connections_down, 'connection')} down)" if status.connections_down else ""
+    return True, f"working{down}, {status.waiting} rows wait"

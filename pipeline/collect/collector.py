@@ -1,7 +1,7 @@
-"""One collector: the feed, the messages, the journal and the table of one symbol wired together, and watched over.
+"""One collector: the intake, the journal and the table of one symbol wired together, and watched over.
 
-Three threads. The feed's does nothing but read, format and journal, and never waits for the database. The table's
-sends what the journal holds. The main one takes the signals, prints the statistics and syncs the journal.
+Threads: one for each connection does nothing but read, format and journal, and never waits for the database. The
+table's sends what the journal holds. The main one takes the signals, has the statistics printed and syncs the journal.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ import signal
 import threading
 import time
 import traceback
-from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
 from pipeline.collect.backoff import backoff
 from pipeline.collect.errors import JournalError, JournalFull, TableMissing
-from pipeline.collect.feed import Feed, FeedEvents
-from pipeline.collect.gaps import Gaps
 from pipeline.collect.health import Heartbeat
+from pipeline.collect.intake import Intake
 from pipeline.collect.journal import Journal
 from pipeline.collect.lines import Lines
 from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import APPEND_ERRORS, TABLE_ERRORS, StripeLog
 from pipeline.collect.table import Table
-from pipeline.messages import Row, parse_frame
 from pipeline.store.client import explain, is_misconfigured
 
 EXIT_STOPPED, EXIT_ERRORS, EXIT_CONFIG = 0, 1, 2
@@ -36,9 +34,6 @@ _RETRY = 1.0  # seconds between two tries to reach ClickHouse
 _SYNC = 1.0  # seconds; the most that a power loss takes from the journal
 _TICK = 0.2  # seconds; how soon a signal is noticed
 _LAST_LINES = 2.0  # seconds that the last lines have to be read
-_OF_THE_EXCHANGE: tuple[ErrorKind, ...] = ("failed connect", "dropped connection", "error frame")
-"""Errors that a fresh start may mend, with another VPN server. One of ClickHouse or of a disk it would not, and costs
-frames."""
 
 
 def collect(config: SymbolConfig) -> int:
@@ -81,30 +76,21 @@ def _channels(methods: list[str]) -> list[str]:
     return [*(f"push.{name}" for name in names), *(f"rs.sub.{name}" for name in names), "rs.error", "pong"]
 
 
-class _Collector(FeedEvents):
+class _Collector:
     def __init__(self, config: SymbolConfig, settings: Settings, journal: Journal, say: Callable[[str], None]) -> None:
         self._say = say
         self._symbol = config["symbol"]
-        self._methods = [subscription["method"] for subscription in config["subscriptions"]]
-        self._unconfirmed: set[str] = set()
         self._settings = settings
         self._journal = journal
-        self._journal_full = False
         self._table_name = config["table_name"]
-        self._stats = Stats(self._symbol, self._table_name, _channels(self._methods))
+        methods = [subscription["method"] for subscription in config["subscriptions"]]
+        self._stats = Stats(self._symbol, self._table_name, _channels(methods), settings.connections)
         position = journal.position(self._table_name)
         self._stripelog = StripeLog(settings, self._table_name, say)
         self._table = Table(position, self._stripelog, say, settings.max_batch_rows)
-        self._feed = Feed(
-            settings.mexc_ws_url,
-            config["subscriptions"],
-            self,
-            ping_interval=settings.ping_interval,
-            stale_timeout=settings.stale_timeout,
-        )
-        self._gaps = Gaps(settings.mexc_ws_url, self._symbol, journal, say)
         self._heartbeat = Heartbeat(settings, self._table_name, position)
-        self._failures: Counter[ErrorKind] = Counter()  # consecutive ones, by kind
+        give_up = partial(self._end, EXIT_ERRORS)
+        self._intake = Intake(config, settings, journal, self._stats, self._heartbeat, say, give_up)
         self._signals = 0
         self._exit_code = EXIT_STOPPED
         self._last_words = ""
@@ -121,23 +107,24 @@ class _Collector(FeedEvents):
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note_signal)
-        feed, table = (
+        *feeds, table = (
             threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True)
-            for target in (self._feed.run, self._fill_table)
+            for target in (*self._intake.feeds(), self._fill_table)
         )
-        feed.start()
-        table.start()
+        asks = threading.Thread(target=self._guard, args=(self._intake.check_contract,), name="contract", daemon=True)
+        for thread in (*feeds, table, asks):
+            thread.start()
         last_block = self._watch()
-        self._feed.stop()
-        self._drain(feed, table)
+        self._intake.stop()
+        self._drain(feeds, table)
         if self._exit_code != EXIT_CONFIG:
             if self._journal.waiting:
                 self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
-            self._say(self._stats.block(time.monotonic() - last_block, self._journal.waiting))
+            self._say(self._stats.block(time.monotonic() - last_block, self._journal.waiting, self._intake.up))
         if self._last_words:
             self._say(self._last_words)
         self._sync()
-        if self._gaps.finish(_RETRY) and not table.is_alive() and not feed.is_alive():
+        if self._intake.finish(_RETRY) and not any(thread.is_alive() for thread in (*feeds, table)):
             self._journal.close()
         return self._exit_code
 
@@ -157,68 +144,9 @@ class _Collector(FeedEvents):
         self._ending.set()
 
     def _failed(self, kind: ErrorKind, line: str) -> None:
+        """Say and count an error that is not the exchange's: a fresh start would not mend it, and costs frames."""
         self._say(line)
         self._stats.error(kind)
-        self._failures[kind] += 1
-        if kind in _OF_THE_EXCHANGE and self._failures[kind] == self._settings.max_error_count:
-            self._end(EXIT_ERRORS, f"Giving up after {self._failures[kind]} consecutive errors ({kind})")
-
-    def _succeeded(self, *kinds: ErrorKind) -> None:
-        if self._failures:
-            for kind in kinds:
-                self._failures.pop(kind, None)
-
-    # The feed's thread
-
-    def frame(self, raw: str | bytes) -> bool:
-        now_us = time.time_ns() // 1000
-        message = parse_frame(raw, self._symbol, now_us // 1000)
-        self._stats.frame(message.channel)
-        if message.rows:
-            self._keep(message.rows, now_us)
-        if message.is_market_data:
-            self._succeeded("dropped connection", "error frame")
-            self._gaps.data_came(message.ts_ms)
-            self._confirm("sub." + message.channel.removeprefix("push."), message.ts_ms)
-            if not message.rows:
-                self._stats.skipped()
-        elif message.channel == "rs.error":
-            self._failed("error frame", f"MEXC reports: {message.text}")
-        elif message.channel.startswith("rs.sub.") and message.text == "success":
-            self._confirm(message.channel.removeprefix("rs."), message.ts_ms)
-        self._heartbeat.frame(is_market_data=message.is_market_data)
-        return message.is_market_data
-
-    def connected(self) -> None:
-        self._stats.connection(is_up=True)
-        self._succeeded("failed connect")
-        self._unconfirmed = set(self._methods)
-        self._gaps.connected()
-
-    def not_connected(self, line: str) -> None:
-        self._failed("failed connect", line)
-
-    def dropped(self, line: str) -> None:
-        self._stats.connection(is_up=False)
-        self._failed("dropped connection", line)
-
-    def _keep(self, rows: list[Row], received_us: int) -> None:
-        try:
-            self._journal.append(rows, received_us)
-        except JournalFull as error:
-            self._stats.refused(len(rows))
-            if not self._journal_full:
-                self._say(f"WARNING: new rows are LOST, the journal takes no more: {error}; see JOURNAL_MAX_MB")
-            self._journal_full = True
-        else:
-            self._journal_full = False
-
-    def _confirm(self, method: str, ts_ms: int) -> None:
-        if method in self._unconfirmed:
-            self._unconfirmed.remove(method)
-            self._say(f"Subscribed to: {method} for {self._symbol}")
-            if method == "sub.deal":
-                self._gaps.deals_confirmed(ts_ms)
 
     # The table's thread
 
@@ -248,7 +176,6 @@ class _Collector(FeedEvents):
             self._stats.appended(mt for _, mt, _ in rows)
             if delays:
                 delays = say_after = None
-                self._succeeded("failed INSERT")
                 self._say(f"ClickHouse takes rows again; {self._journal.waiting} rows wait")
             if rows and not self._stripelog.compaction.inserted(self._ended.is_set):
                 self._table.doubt()
@@ -275,11 +202,15 @@ class _Collector(FeedEvents):
             if now - last_sync >= _SYNC:
                 self._sync()
                 self._heartbeat.beat(
-                    journal_full=self._journal_full, being_compacted=self._stripelog.compaction.under_way
+                    journal_full=self._intake.journal_full,
+                    being_compacted=self._stripelog.compaction.under_way,
+                    connections_down=self._settings.connections - self._intake.up,
+                    trouble=self._intake.trouble(),
+                    channel_ages=self._intake.channel_ages(),
                 )
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
-                self._say(self._stats.block(now - last_block, self._journal.waiting))
+                self._say(self._stats.block(now - last_block, self._journal.waiting, self._intake.up))
                 last_block = now
         self._ending.set()
         return last_block
@@ -289,14 +220,12 @@ class _Collector(FeedEvents):
             self._journal.sync()
         except OSError as error:
             self._failed("failed sync", f"The journal cannot be put on the disk for good: {error}")
-        else:
-            self._succeeded("failed sync")
 
-    def _drain(self, feed: threading.Thread, table: threading.Thread) -> None:
+    def _drain(self, feeds: list[threading.Thread], table: threading.Thread) -> None:
         """Give the threads time to end reading and to send what is pending; a second signal cuts it short."""
         until = time.monotonic() + _DRAIN_TIMEOUT
         signals = min(self._signals, 1)  # the first one began this
-        while feed.is_alive() or (self._journal.waiting and table.is_alive()):
+        while any(feed.is_alive() for feed in feeds) or (self._journal.waiting and table.is_alive()):
             if time.monotonic() > until or self._signals > signals:
                 break
             time.sleep(_TICK / 10)

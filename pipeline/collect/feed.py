@@ -17,6 +17,7 @@ from typing import Any
 import websocket
 
 from pipeline.collect.backoff import backoff
+from pipeline.collect.channels import Useless
 
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed
@@ -34,6 +35,10 @@ class FeedEvents:
 
     def connected(self) -> None:
         """A connection is up, and the subscriptions were sent."""
+
+    def check(self) -> Sequence[str]:
+        """Return the methods that are to be subscribed anew; called at least twice a second. Raises Useless."""
+        return ()
 
     def not_connected(self, line: str) -> None:
         """A try to connect failed; `line` says why and when the next one comes."""
@@ -67,7 +72,7 @@ class Feed:
         Nothing at all for three ping intervals, or no market data for `stale_timeout`, ends a connection.
         """
         self._url = url
-        self._requests = [json.dumps(subscription, separators=(",", ":")) for subscription in subscriptions]
+        self._requests = {each["method"]: json.dumps(each, separators=(",", ":")) for each in subscriptions}
         self._events = events
         self._ping_interval = ping_interval
         self._stale_timeout = stale_timeout
@@ -112,7 +117,7 @@ class Feed:
 
     def _receive(self, connection: websocket.WebSocket) -> None:
         """Hand over the connection's frames until `stop`. Raises _Dropped."""
-        self._send(connection, *self._requests)
+        self._send(connection, *self._requests.values())
         self._events.connected()
         turn = last_frame = last_data = time.monotonic()
         next_ping = turn + self._ping_interval
@@ -130,6 +135,12 @@ class Feed:
                 raise _Dropped(f"Lost {self._url}: nothing came for {now - last_frame:.0f} s, not even a pong")
             if now - last_data > self._stale_timeout:
                 raise _Dropped(f"Gave up {self._url}: no market data for {now - last_data:.0f} s")
+            try:
+                again = self._events.check()
+            except Useless as reason:
+                raise _Dropped(f"Gave up {self._url}: {reason}") from None
+            if again:
+                self._send(connection, *(self._requests[method] for method in again))
             if now >= next_ping:
                 next_ping = now + self._ping_interval
                 self._send(connection, _PING)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -27,7 +28,7 @@ class Heartbeat:
         self._path = status_path(settings, table_name)
         self._new = self._path.with_suffix(".new")
         self.position = position
-        self._last_frame = self._last_market = self._last_progress = time.monotonic()
+        self._start = self._last_frame = self._last_market = self._last_progress = time.monotonic()
         self._stored = position.rows
         self.status = Status(time.time(), 0.0, 0.0, 0.0, position.waiting, journal_full=False)
         """As of the last beat; for any thread."""
@@ -38,7 +39,15 @@ class Heartbeat:
         if is_market_data:
             self._last_market = self._last_frame
 
-    def beat(self, *, journal_full: bool, being_compacted: bool = False) -> None:
+    def beat(
+        self,
+        *,
+        journal_full: bool,
+        being_compacted: bool = False,
+        connections_down: int = 0,
+        trouble: Sequence[str] = (),
+        channel_ages: Mapping[str, float] | None = None,
+    ) -> None:
         """Replace the status file, where that is possible; in the main thread."""
         now = time.monotonic()
         waiting, stored = self.position.waiting, self.position.rows
@@ -52,6 +61,9 @@ class Heartbeat:
             waiting=waiting,
             journal_full=journal_full,
             being_compacted=being_compacted,
+            connections_down=connections_down,
+            trouble=list(trouble),
+            channel_ages={name: min(age, now - self._start) for name, age in (channel_ages or {}).items()},
         )
         with suppress(OSError):
             self._new.write_text(json.dumps(asdict(self.status)))

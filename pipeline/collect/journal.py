@@ -127,22 +127,20 @@ class Journal:
         with self._lock:
             self._guarded(lambda: self._append(rows, received_us))
 
-    def append_missed(self, deals: Sequence[NewRow], received_us: int = 0) -> int:
-        """Take those of `deals` whose ids no deal kept here has, each once; return how many. Raises JournalFull."""
-        with self._lock:
-            query = "SELECT id FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT 50000"
-            known = {number for (number,) in self._query(query)}
-            missed = {deal[3]: deal for deal in deals if deal[3] not in known}
-            if missed:
-                self._guarded(lambda: self._append(list(missed.values()), received_us))
-            return len(missed)
+    def newest_deals(self, limit: int) -> list[tuple[int, str, int]]:
+        """Return `(event_ms, m, id)` of the newest deals that are kept here, the newest last.
 
-    def times(self, *types: str) -> tuple[int, int] | None:
-        """Return the times of the oldest and the newest row of the message `types`; None where none is kept."""
-        query = f"SELECT ts FROM rows WHERE mt IN ({','.join('?' * len(types))}) ORDER BY seq"
+        Of those from a version that did not keep it, the time is that of the frame that brought it, a little later.
+        """
         with self._lock:
-            oldest, newest = (self._query(f"{query} {way} LIMIT 1", *types) for way in ("ASC", "DESC"))
-            return (oldest[0][0], newest[0][0]) if oldest and newest else None
+            query = "SELECT iif(event, event, ts), m, id FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT ?"
+            return self._query(query, limit)[::-1]
+
+    def newest_time(self) -> int | None:
+        """Return the `ts` of the newest row that is market data; None where none is kept."""
+        with self._lock:
+            found = self._query("SELECT ts FROM rows WHERE mt <> 'dl' ORDER BY seq DESC LIMIT 1")
+            return found[0][0] if found else None
 
     def position(self, name: str, columns: str = "ts, mt, m") -> Position:
         """Return where the table `name` stands; of one that was not asked for before, nothing is known.

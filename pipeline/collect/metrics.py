@@ -20,6 +20,7 @@ from pipeline.collect.health import Heartbeat
 from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import StripeLog
 from pipeline.messages import TYPE_NAMES
+from pipeline.status import Status
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
@@ -59,9 +60,13 @@ class Metrics(Collector):
         yield self._counters("mexc_rows_appended", "Rows of acknowledged INSERTs", "type", types)
         yield self._counter("mexc_rows_lost", "Rows that the journal had no room for", totals["refused"])
         yield self._counters("mexc_errors", "Errors, those of the statistics block", "kind", errors)
-        yield self._gauge("mexc_connected", "1 while there is a connection to the exchange", stats.connected)
-        reconnects = max(0, stats.connections - 1)
+        yield self._counter("mexc_rows_repeated", "Rows that had come already, and were dropped", totals["repeated"])
+        yield self._gauge("mexc_connected", "Connections to the exchange that are there", stats.connected)
+        yield self._gauge("mexc_connections_wanted", "Connections that are to be there", stats.wanted)
+        reconnects = max(0, stats.connections - stats.wanted)
         yield self._counter("mexc_reconnects", "Connections to the exchange after the first", reconnects)
+        yield self._channel_times(status)
+        yield self._gauge("mexc_subscriptions_in_trouble", "Refused, not confirmed or dead ones", len(status.trouble))
         yield self._gauge(
             "mexc_last_frame_timestamp_seconds",
             "When the newest frame came, a pong included; the collector's start where none did",
@@ -85,6 +90,16 @@ class Metrics(Collector):
         yield self._gauge(
             "mexc_last_compaction_duration_seconds", "How long the last of them took", compaction.took or None
         )
+
+    def _channel_times(self, status: Status) -> Metric:
+        family = GaugeMetricFamily(
+            "mexc_last_push_timestamp_seconds",
+            "When the newest push of a channel came; the collector's start where none did",
+            labels=[*self._labels, "channel"],
+        )
+        for channel, age in status.channel_ages.items():
+            family.add_metric([*self._labels.values(), channel], status.written - age)
+        return family
 
     def _inserted(self, rows: int, seconds: float) -> None:
         self._insert_rows.observe(rows)

@@ -11,7 +11,9 @@ from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
 
 _RULE = "=" * 50
 
-ErrorKind = Literal["failed connect", "dropped connection", "error frame", "failed INSERT", "failed sync"]
+ErrorKind = Literal[
+    "failed connect", "dropped connection", "error frame", "dead subscription", "failed INSERT", "failed sync"
+]
 
 OTHER = "other"
 """The channel of frames that have none, or one that nobody subscribed to."""
@@ -20,8 +22,8 @@ OTHER = "other"
 class Stats:
     """Counts of one collector. Any thread may call any method, unless it says another thing."""
 
-    def __init__(self, symbol: str, table_name: str, channels: Iterable[str] = ()) -> None:
-        """`channels` are those to be counted by their names; others are OTHER."""
+    def __init__(self, symbol: str, table_name: str, channels: Iterable[str] = (), wanted: int = 1) -> None:
+        """`channels` are those to be counted by their names, others are OTHER; `wanted` connections are to be up."""
         self._symbol = symbol
         self._file = f"{table_name}/data.bin"
         self._lock = threading.Lock()
@@ -33,20 +35,22 @@ class Stats:
         """Errors since the start, by kind."""
         self.connections = 0
         """Connections to the exchange since the start."""
-        self.connected = False
-        """Whether there is one now."""
+        self.connected = 0
+        """How many there are now."""
+        self.wanted = wanted
+        """How many there are to be."""
 
     def frame(self, channel: str) -> None:
-        """Count a frame as it came, of whatever content; for the feed's thread only, which has no time for a lock."""
+        """Count a frame as it came, of whatever content; one thread at a time, this has no lock of its own."""
         try:
             self.frames[channel] += 1
         except KeyError:
             self.frames[OTHER] += 1
 
     def connection(self, *, is_up: bool) -> None:
-        """Note that a connection was made, or that it ended; for the feed's thread only."""
+        """Note that a connection was made, or that it ended; one thread at a time."""
         self.connections += is_up
-        self.connected = is_up
+        self.connected += 1 if is_up else -1
 
     def appended(self, types: Iterable[str]) -> None:
         """Count rows that the table holds now, by their message types."""
@@ -57,6 +61,11 @@ class Stats:
         """Count a message of a known channel with nothing in it."""
         with self._lock:
             self._counts["skipped"] += 1
+
+    def repeated(self, rows: int) -> None:
+        """Count rows that had come already."""
+        with self._lock:
+            self._counts["repeated"] += rows
 
     def error(self, kind: ErrorKind) -> None:
         """Count an error."""
@@ -70,12 +79,12 @@ class Stats:
             self._counts["refused"] += rows
 
     def totals(self) -> Counter[str]:
-        """Return the counts since the start: rows by message type, "skipped" messages, "refused" rows, "errors"."""
+        """Return the counts since the start: rows by type, "repeated", "refused"; "skipped" messages, "errors"."""
         with self._lock:
             return self._before + self._counts
 
-    def block(self, seconds: float, waiting: int) -> str:
-        """Return the block for the last `seconds`, and count anew; `waiting` rows are in the journal."""
+    def block(self, seconds: float, waiting: int, up: int = 1) -> str:
+        """Return the block for the last `seconds`, and count anew; `waiting` rows wait, `up` connections are there."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
             self._before.update(counts)
@@ -92,6 +101,10 @@ class Stats:
         if counts[DEADLETTER]:
             lines.append(f"Deadletter Messages: {counts[DEADLETTER]} → {self._file}")
         lines += [f"Skipped Messages: {counts['skipped']}", f"Errors: {counts['errors']}"]
+        if self.wanted > 1:
+            lines.append(f"Connections: {up} of {self.wanted} up")
+        elif counts["repeated"]:
+            lines.append(f"Repeated Deals, dropped: {counts['repeated']}")
         if waiting:
             lines.append(f"Waiting in journal: {waiting}")
         if counts["refused"]:

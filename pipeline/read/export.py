@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,7 +237,8 @@ class _Exporter:
             _warn(f"{paths.file} is kept: {why}")
             self._kept.add(day)
             return False
-        return record.source_rows < rows or record.exact != self._job.exact
+        made_so = (record.exact, record.columns) == (self._job.exact, self._job.schema.names)
+        return record.source_rows < rows or not made_so
 
     def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
         """Read the table once and write as many of the days `todo` as there is room for, at least one; return those."""
@@ -383,6 +384,8 @@ class _Record:
     exact: bool
     token: str
     """The creation token of the table that it was made of."""
+    columns: list[str] = field(default_factory=list)
+    """Their names; older versions had others, and did not record them."""
 
     @classmethod
     def of(cls, paths: _Paths) -> _Record | None:
@@ -433,7 +436,8 @@ class _DayFile:
                 part.close()
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
-            record = _Record(self.source_rows, self._undecoded, self._rows, size, self._job.exact, self._token)
+            exact, columns = self._job.exact, self._job.schema.names
+            record = _Record(self.source_rows, self._undecoded, self._rows, size, exact, self._token, columns)
             paths.new_record.write_text(json.dumps(asdict(record)))
             paths.file.parent.mkdir(parents=True, exist_ok=True)
             paths.record.unlink(missing_ok=True)  # which must not speak for the new file
@@ -529,7 +533,9 @@ def _hours_of_whole_candles(interval: str) -> int:
     """Return how many hours of a day hold whole candles of this length. Raises ValueError if not even a day does."""
     columns = decode.schema(decode.TYPES["deals"])
     for hours in (1, 2, 3, 4, 6, 8, 12, 24):
-        deal = pa.table({"ts": [hours * _HOUR_MS], "price": [1], "contracts": [1], "side": ["buy"]}).cast(columns)
+        deal = pa.table({"ts": [hours * _HOUR_MS], "price": [1], "contracts": [1], "coins": [1], "side": ["buy"]}).cast(
+            columns
+        )
         if decode.candles(deal, interval)["start"] == deal["ts"]:
             return hours
     raise ValueError(f"candles of {interval} do not fill a day: give such as 1s, 5m, 1h, 1d")

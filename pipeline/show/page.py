@@ -1,8 +1,8 @@
 """The picture of an archive: one HTML page that needs nothing else, for verif.py --html.
 
-In: what pipeline.store.storage and pipeline.read.quality found out, and the prices of pipeline.show.figures. Out: the
-text of the page. Promises: its size is bounded, however long the archive; it loads nothing and says so in its
-Content-Security-Policy; whatever the exchange has sent is shown as text and is never markup.
+In: what pipeline.store.storage, pipeline.read.quality and pipeline.read.audit found out, and the prices of
+pipeline.show.figures. Out: the text of the page. Promises: its size is bounded, however long the archive; it loads
+nothing and says so in its Content-Security-Policy; whatever the exchange has sent is shown as text and is never markup.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from string import Template
 from typing import Any
 
 from pipeline.human import length, many, printable
+from pipeline.read.audit import Difference, SymbolAudit
 from pipeline.read.quality import (
     ALL_SILENCE_MS,
     DEPTH_SILENCE_MS,
@@ -32,12 +33,14 @@ from pipeline.read.quality import (
     Gap,
     SymbolQuality,
 )
+from pipeline.show.audit_report import most_first, percent
 from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
 from pipeline.store.storage import Storage, TableStorage, advice
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
 _LISTED_GAPS = 8
+_LISTED_MINUTES = 8
 _LISTED_KINDS = 8
 _OLD = 300.0  # seconds; a compaction can keep rows waiting that long
 _TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
@@ -58,15 +61,17 @@ def render(
     prices: dict[str, list[PricePoint]],
     made_at: datetime,
     compact_blocks: int,
+    audits: Sequence[SymbolAudit] = (),
 ) -> str:
     """Return the page.
 
     `prices` is by table, and may lack some; `made_at` is an aware time: now; `compact_blocks` is the setting
-    COMPACT_BLOCKS.
+    COMPACT_BLOCKS; `audits` are those that were made, if any.
     """
     made_ms = to_ms(made_at)
     tables = {table.name: table for table in storage.tables}
-    looks = [_look(symbol, made_ms) for symbol in quality]
+    audit_of = {audit.table: audit for audit in audits}
+    looks = [_look(symbol, made_ms, audit_of.get(symbol.table)) for symbol in quality]
     ranges = [examined_range(symbol) for symbol in quality if symbol.start_ms is not None]
     whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
     data: dict[str, Any] = {"range": whole, "symbols": {}}
@@ -76,9 +81,10 @@ def render(
         cards.append(_card(symbol, look, table, made_ms))
         charts = _Html("")
         if symbol.start_ms is not None:
-            drawn = figures(symbol, table, prices.get(symbol.table, []))
+            audit = audit_of.get(symbol.table)
+            drawn = figures(symbol, table, prices.get(symbol.table, []), audit)
             data["symbols"][symbol.table] = drawn
-            charts = _charts(symbol, drawn, whole)
+            charts = _charts(symbol, drawn, whole, audit)
         sections.append(
             _fill(
                 "symbol.html",
@@ -127,12 +133,38 @@ class _Said:
     """Something that the exchange has sent."""
 
 
-def _look(symbol: SymbolQuality, made_ms: int) -> list[_Said]:
+def _look(symbol: SymbolQuality, made_ms: int, audit: SymbolAudit | None) -> list[_Said]:
     """Return what there is to say of a symbol, in the order of importance."""
+    counted = _audit(audit) if audit else ()
     if symbol.problem is not None:
         problem = f"{symbol.problem[:1].upper()}{symbol.problem[1:]}."
-        return [_Said("bad", "no data", problem), *_dead_letters(symbol)]
-    return [*_completeness(symbol, made_ms), *_soundness(symbol), *_dead_letters(symbol)]
+        return [_Said("bad", "no data", problem), *counted, *_dead_letters(symbol)]
+    return [*_completeness(symbol, made_ms), *counted, *_soundness(symbol), *_dead_letters(symbol)]
+
+
+def _audit(audit: SymbolAudit) -> Iterable[_Said]:
+    if audit.problem is not None:
+        yield _Said("note", "", f"Not compared with MEXC's klines: {audit.problem}.")
+        return
+    agree = f"{audit.exact:,} of {many(audit.minutes, 'minute')} agree exactly"
+    of_all = f"of the {audit.contracts:,.10g} contracts by MEXC's klines"
+    if audit.missing:
+        worst = most_first(audit)[0]
+        most = f"most of them, {worst.missing:,.10g}, at {_time(worst.start_ms)}" if worst.missing > 0 else agree
+        share = percent(audit.percent or 0)
+        yield _Said(
+            "look", "missing contracts", f"{audit.missing:,.10g} {of_all} are missing, {share} are here; {most}."
+        )
+    elif audit.contracts:
+        yield _Said("well", "", f"None {of_all} is missing; {agree}.")
+    if audit.too_many:
+        yield _Said("look", "contracts too many", f"{audit.too_many:,.10g} contracts too many, by MEXC's klines.")
+    if prices := [each for each in audit.differences if not each.missing]:
+        text = f"{many(len(prices), 'minute')} with all contracts, and other prices than MEXC's kline"
+        yield _Said("note", "", f"{text}; first {_time(prices[0].start_ms)}.")
+    for each in audit.not_compared[:_LISTED_GAPS]:
+        span = f"{_time(each.start_ms)} to {_time(each.end_ms)}"
+        yield _Said("note", "", f"Not compared with MEXC's klines: {span}.", each.why)
 
 
 def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
@@ -321,7 +353,9 @@ def _whole_times(text: str) -> _Html:
     return _Html(re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", r"<time>\g<0></time>", _text(text)))
 
 
-def _charts(symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | None) -> _Html:
+def _charts(
+    symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | None, audit: SymbolAudit | None
+) -> _Html:
     key = [_tag("span", "rows came", class_="covered")]
     if symbol.gaps:
         key.append(_tag("span", "gap", class_="missing"))
@@ -350,6 +384,7 @@ def _charts(symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | N
         tickers_silence=_TICKERS,
         all_silence=_ALL,
         gaps=_gaps(symbol.uncovered),
+        audit=_own_count(symbol, audit, drawn["missing"]) if audit and audit.minutes else "",
         rates=_join(rates) if rates else _tag("p", "There are no rows in this time.", class_="note"),
         prices=_prices(symbol, drawn["prices"]),
         growth=_growth(symbol, drawn["growth"]),
@@ -431,6 +466,48 @@ def _gaps(gaps: Sequence[Gap]) -> _Html:
         else f"The longest {len(longest)} of {len(gaps):,} gaps"
     )
     return _fill("gaps.html", caption=caption, rows=_join(rows))
+
+
+def _own_count(symbol: SymbolQuality, audit: SymbolAudit, missing: dict[str, Any] | None) -> _Html:
+    """Return what MEXC's klines say: what is missing when, and the minutes."""
+    start, end = (_time(ts_ms or 0) for ts_ms in (audit.start_ms, audit.end_ms))
+    agree = f"{audit.exact:,} of {many(audit.minutes, 'minute')} agree exactly"
+    share = f"{percent(audit.percent)} of MEXC's are here" if audit.percent is not None else "MEXC has none"
+    chart = _tag("p", f"Contracts: {share}; {agree}.") if missing is None else ""
+    if missing is not None:
+        chart = _figure(symbol, "missing", "Contracts missing", f"{audit.missing:,.10g}; {share}, {agree}")
+    return _fill(
+        "audit.html",
+        range=_whole_times(f"from {start} to {end}"),
+        missing=chart,
+        differences=_differences(audit),
+    )
+
+
+def _differences(audit: SymbolAudit) -> _Html:
+    if not audit.differences:
+        return _Html("")
+    listed = most_first(audit)[:_LISTED_MINUTES]
+
+    def row(each: Difference) -> _Html:
+        start = each.start_ms / 1000
+        off = f"{abs(each.missing):,.10g}{' too many' * (each.missing < 0)}"
+        return _tag(
+            "tr",
+            _tag("td", _tag("time", _time(each.start_ms)[:16])),
+            _tag("td", f"{each.contracts:,.10g}", class_="number"),
+            _tag("td", off, class_="number"),
+            _tag("td", ", ".join(each.prices)),
+            _tag("td", class_="number"),
+            data_start=start,
+            data_end=start + 60,
+            data_length="a minute",
+        )
+
+    all_of_them = len(listed) == len(audit.differences)
+    which = "All minutes" if all_of_them else f"{len(listed)} of {len(audit.differences):,} minutes"
+    caption = f"{which} that differ, the most contracts first"
+    return _fill("differences.html", caption=caption, rows=_join(map(row, listed)))
 
 
 def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> _Html:

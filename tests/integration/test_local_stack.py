@@ -105,6 +105,12 @@ def test_parts_that_are_killed_are_started_again(stack: Stack, project: Path) ->
     eventually(lambda: process.lines.count(subscribed) == 2, "another collector collects")
     kill("exchange", "local.exchange")
     eventually(lambda: process.lines.count(subscribed) == 3, "the collector finds the exchange again")
+    addresses = [line for line in process.lines if "| Simulated MEXC exchange" in line]
+    assert len(addresses) == 4
+    assert addresses[:2] == addresses[2:], "REST and WebSocket are where they were"
+    rest = addresses[0].rpartition(" ")[2]
+    environ = Path(f"/proc/{pid_of(process, 'btcdat.py')}/environ").read_text().split("\0")
+    assert f"MEXC_REST_URL={rest}" in environ
     kill("clickhouse", "local.clickhouse")
     eventually(lambda: process.output.count("listening on 127.0.0.1") == 2, "ClickHouse is up again")
     before = stack.count()

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from config import (
     ETH_CONFIG,
     SOL_CONFIG,
     ConfigError,
+    Contract,
     Settings,
     check_identifier,
     load_settings,
@@ -21,13 +23,17 @@ from config import (
 
 DEFAULTS = {
     "MEXC_WS_URL": "wss://contract.mexc.com/edge",
+    "CONNECTIONS": 1,
     "MEXC_REST_URL": "https://api.mexc.com",
     "CLICKHOUSE_HOST": "127.0.0.1",
     "CLICKHOUSE_PORT": 9000,
     "CLICKHOUSE_USER": "default",
     "CLICKHOUSE_PASSWORD": "",
+    "CLICKHOUSE_SECURE": 0,
+    "CLICKHOUSE_CA": "",
     "CLICKHOUSE_DATABASE": "mexc_data",
     "JOURNAL_DIR": "journal",
+    "KLINES_DIR": "klines",
     "JOURNAL_MAX_MB": 1024,
     "PING_INTERVAL": 15.0,
     "STATS_INTERVAL": 15.0,
@@ -42,13 +48,17 @@ DEFAULTS = {
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
     ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
+    ("CONNECTIONS", "2", 2),
     ("MEXC_REST_URL", "http://127.0.0.1:8766", "http://127.0.0.1:8766"),
     ("CLICKHOUSE_HOST", "clickhouse", "clickhouse"),
     ("CLICKHOUSE_PORT", "9440", 9440),
     ("CLICKHOUSE_USER", "writer", "writer"),
     ("CLICKHOUSE_PASSWORD", " of = and # too ", " of = and # too "),
+    ("CLICKHOUSE_SECURE", "1", 1),
+    ("CLICKHOUSE_CA", "/etc/ssl/own.pem", "/etc/ssl/own.pem"),
     ("CLICKHOUSE_DATABASE", "Archive_2", "Archive_2"),
     ("JOURNAL_DIR", "/var/lib/journal", "/var/lib/journal"),
+    ("KLINES_DIR", "/var/cache/klines", "/var/cache/klines"),
     ("JOURNAL_MAX_MB", "64", 64),
     ("PING_INTERVAL", "12.5", 12.5),
     ("STATS_INTERVAL", "60", 60.0),
@@ -70,14 +80,18 @@ UNUSABLE = [
     ("MEXC_WS_URL", "ws://[::1/edge"),
     ("MEXC_REST_URL", "wss://api.mexc.com"),
     ("MEXC_REST_URL", "api.mexc.com"),
+    ("CONNECTIONS", "0"),
+    ("CONNECTIONS", "3"),
     ("MEXC_REST_URL", "https://"),
     ("MEXC_REST_URL", "http://127.0.0.1:99999"),
     ("CLICKHOUSE_PORT", "native"),
     ("CLICKHOUSE_PORT", "0"),
     ("CLICKHOUSE_PORT", "65536"),
+    ("CLICKHOUSE_SECURE", "yes"),
     ("CLICKHOUSE_DATABASE", "mexc-data"),
     ("CLICKHOUSE_DATABASE", "2mexc"),
     ("CLICKHOUSE_DATABASE", "a; DROP DATABASE b"),
+    ("JOURNAL_DIR", "~nobody-is-called-so/x"),
     ("JOURNAL_MAX_MB", "0"),
     ("JOURNAL_MAX_MB", "1GB"),
     ("PING_INTERVAL", "0"),
@@ -172,6 +186,24 @@ def test_a_value_out_of_range_is_told_the_range() -> None:
         load_settings({"PING_INTERVAL": "0"}, None)
 
 
+@pytest.mark.parametrize("text", ["~/x", "~"])
+def test_a_tilde_is_the_home_folder(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_settings({"JOURNAL_DIR": text}, None).journal_dir == text.replace("~", "/home/me")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffCLICKHOUSE_PORT=9001\nCLICKHOUSE_USER=a",
+        "CLICKHOUSE_PORT=9001 # note\r\nCLICKHOUSE_USER='a'\r\nJOURNAL_DIR=''\r\nCLICKHOUSE_PASSWORD=   # note",
+    ],
+)
+def test_dotenv_is_read_whatever_editor_wrote_it(text: str, tmp_path: Path) -> None:
+    found = settings({}, write(tmp_path / ".env", text))
+    assert found == DEFAULTS | {"CLICKHOUSE_PORT": 9001, "CLICKHOUSE_USER": "a"}
+
+
 def test_a_dotenv_that_is_no_text_is_one_line_that_names_it(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"CLICKHOUSE_PASSWORD=\xff\n")
     with pytest.raises(ConfigError, match=r"^\S+/\.env cannot be read: [^\n]+$"):
@@ -197,6 +229,16 @@ def test_each_symbol_subscribes_as_mexc_takes_it(config: dict[str, Any]) -> None
         {"method": "sub.deal", "param": {"symbol": symbol, "compress": False}},
         {"method": "sub.depth.full", "param": {"symbol": symbol, "limit": 20}},
     ]
+
+
+def test_the_contracts_are_known_of_the_three_and_of_no_other_until_it_is_said() -> None:
+    found = {config["table_name"]: config["contract"] for config in ALL_CONFIGS}
+    assert found == {
+        "btc": Contract(Decimal("0.0001"), Decimal("0.1"), Decimal(1)),
+        "eth": Contract(Decimal("0.01"), Decimal("0.01"), Decimal(1)),
+        "sol": Contract(Decimal("0.1"), Decimal("0.01"), Decimal(1)),
+    }
+    assert symbol_config("XRP_USDT", "xrp")["contract"] is None
 
 
 def test_a_symbol_without_a_uuid_gets_one_of_its_own_that_stays() -> None:

@@ -21,13 +21,16 @@ BELOW = {
 }
 """What each wing may import."""
 
-WAY = ("feed", "gaps", "journal", "table", "stripelog", "collector")
-"""A frame's way within `collect`; the collector, which wires it, sees the whole of it."""
+WAY = ("feed", "gaps", "once", "journal", "table", "stripelog")
+"""A frame's way within `collect`."""
+
+WIRING = ("intake", "collector")
+"""These see the whole of it."""
 
 WATCHERS = ("stats", "health", "metrics")
-"""They look at the way, and nothing on it knows of them but the collector."""
+"""They look at the way, and nothing on it knows of them but what wires it."""
 
-TOOLS = ("backoff", "errors", "autocompact", "salvage", "lines")
+TOOLS = ("backoff", "channels", "errors", "autocompact", "salvage", "lines")
 """For whoever needs them; they know nothing of the way."""
 
 
@@ -76,11 +79,11 @@ def wrong(importer: str, imported: Iterable[str]) -> list[str]:
 def is_forward(importer: str, imported: str) -> bool:
     if imported in TOOLS:
         return importer not in TOOLS
-    if importer == "collector":
-        return True
+    if importer in WIRING:
+        return importer == "collector" or imported != "collector"
     if importer in WATCHERS:
-        return imported != "collector"
-    return importer in WAY and imported in WAY[WAY.index(importer) + 1 : -1]
+        return imported not in WIRING
+    return importer in WAY and imported in WAY[WAY.index(importer) + 1 :]
 
 
 def full_name(path: Path) -> str:
@@ -95,7 +98,7 @@ def test_imports_go_down_and_forward(path: Path) -> None:
 
 def test_each_module_of_collect_has_its_place() -> None:
     modules = {path.stem for path in MODULES if path.parent.name == "collect"} - {"__init__"}
-    assert modules == {*WAY, *WATCHERS, *TOOLS}
+    assert modules == {*WAY, *WIRING, *WATCHERS, *TOOLS}
 
 
 @pytest.mark.parametrize(

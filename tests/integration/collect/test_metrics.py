@@ -313,7 +313,7 @@ def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> Non
 def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
     explained = (MONITORING / "README.md").read_text()
     expected = {re.sub("_(bucket|sum|count)$", "", name) for name in served.samples if name.startswith("mexc_")}
-    assert len(expected) == 18
+    assert len(expected) == 22
     for name in expected:
         assert any(name in target["expr"] for panel in PANELS for target in panel["targets"]), name
         assert f"`{name}`" in explained
@@ -416,3 +416,13 @@ def test_prometheus_itself_takes_it_all(running: Stack, tmp_path: Path) -> None:
             assert found or expression.endswith("> 0") or "compaction" in expression, where
         assert metrics.collector.stop() == 0
         eventually(lambda: alerts() == {"CollectorDown": "pending"}, "an alert")
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("name", ["alerts-first-sample.yml", "alerts-later.yml"])
+def test_an_alert_sees_what_a_counter_has_when_it_is_first_asked(name: str, tmp_path: Path) -> None:
+    for file in (PROJECT / "tests" / "data" / "deployment" / name, MONITORING / "prometheus" / "alerts.yml"):
+        shutil.copy(file, tmp_path)
+    command = ["promtool", "test", "rules", name]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -278,6 +278,24 @@ def test_candles_of_another_length_are_another_type(stack: Stack, run: Run, out:
     assert pc.sum(candles["deals"]).as_py() == pc.sum(read(out, "candles-1m")["deals"]).as_py() == 30_000
 
 
+def test_a_day_that_an_older_version_exported_gets_the_columns_of_today(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 100, days=1)
+    assert run().code == 0
+    columns = pyarrow.parquet.read_schema(file_of(out)).names
+    assert columns == ["ts", "price", "contracts", "coins", "side"]
+    record_file = record_of(file_of(out))
+    record = json.loads(record_file.read_text())
+    assert record.pop("columns") == columns
+    record_file.write_text(json.dumps(record))  # which is how it was
+    assert run().lines[-1].startswith("1 file written")
+    assert run().lines[-1].startswith("0 files written")
+    stack.query("TRUNCATE TABLE mexc_data.btc")
+    fill(stack, 99, days=1)
+    record_file.write_text(json.dumps(record))
+    kept = run()
+    assert "is kept: it was made of 100 rows, and ClickHouse has 99 now" in kept.errors[0]
+
+
 def test_days_from_one_up_to_another_without_that(stack: Stack, run: Run, out: Path) -> None:
     fill(stack, 500, days=5)
     assert run("--from", "2026-10-02", "--to", "2026-10-04").code == 0

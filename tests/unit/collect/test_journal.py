@@ -356,22 +356,16 @@ def test_a_plain_advance_is_noted_with_the_sync_only(opened: Opened) -> None:
     assert opened.journal._db.total_changes == before + 1
 
 
-# Deals that were missed
+# What the newest rows are
 
 
-def test_only_deals_that_were_missed_are_taken(journal: Journal, position: Position) -> None:
-    journal.append([(1, "t", "ticker", 0, 0), (2, "d", "had", 7, 0), (3, "d", "had as well", 9, 0)])
-    position.advance(2)
-    missed = (2, "d", "missed", 8, 0)
-    assert journal.append_missed([(2, "d", "had", 7, 0), missed, missed, (3, "d", "had as well", 9, 0)]) == 1
-    assert position.pending(10) == [(3, "d", "had as well"), (2, "d", "missed")]
-    assert journal.append_missed([missed]) == 0
-
-
-def test_the_oldest_and_the_newest_time_are_those_of_market_data(journal: Journal) -> None:
-    assert journal.times("t", "d") is None
-    journal.append([(4, "dl", "?", 0, 0), (5, "d", "deal", 7, 0), (6, "t", "ticker", 0, 0), (7, "dl", "?", 0, 0)])
-    assert journal.times("t", "d") == (5, 6)
+def test_the_newest_deals_and_the_newest_market_data(journal: Journal) -> None:
+    assert (journal.newest_deals(5), journal.newest_time()) == ([], None)
+    journal.append([(4, "dl", "?", 0, 0), (5, "d", "1", 7, 3), (6, "d", "2", 0, 4), (7, "t", "t", 0, 0)])
+    journal.append([(8, "dl", "?", 0, 0)])
+    assert journal.newest_deals(5) == [(3, "1", 7), (4, "2", 0)]
+    assert journal.newest_deals(1) == [(4, "2", 0)]
+    assert journal.newest_time() == 7
 
 
 # Opening
@@ -413,7 +407,7 @@ def test_a_journal_of_the_version_before_is_converted(path: Path) -> None:
     assert opened.seqs()[-1] > 10**15
     assert opened.position.go_back(50) == 20, "those before 101 are gone"
     assert (opened.position.rows, opened.position.waiting) == (70, 31)
-    assert opened.journal.append_missed([(1, "d", "?", 16270106030, 0)]) == 0, "the deals' ids are those of before"
+    assert opened.journal.newest_deals(2)[0] == (1_788_335_242_030, "77030|30|1", 16270106030)
     opened.journal.close()
 
 
@@ -576,7 +570,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
 def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
     whole = stored.path.read_bytes()
     pages = len(whole) // PAGE
-    for page in range(0, pages, 40):
+    for page in range(0, pages, 120):
         directory = tmp_path / f"{page}"
         directory.mkdir()
         copy = directory / "btc.db"
