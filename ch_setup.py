@@ -231,9 +231,14 @@ def provide(client: Client, database: str, config: SymbolConfig) -> bool:
     try:
         create_table(client, database, config)
     except ServerException as error:
-        if error.code == ErrorCodes.TABLE_ALREADY_EXISTS:
-            return False
-        raise
+        if error.code != ErrorCodes.TABLE_ALREADY_EXISTS:
+            raise
+        if not tables_of(client, database, name) and not table_with_uuid(client, config["uuid"]):
+            raise SetupError(
+                f"{database}.{name} cannot be created, for its directory is there already, store/{config['uuid'][:3]}/"
+                f"{config['uuid']}: a power loss has left it. Stop ClickHouse and run ch_setup.py --repair"
+            ) from None
+        return False
     return True
 
 

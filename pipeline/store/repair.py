@@ -10,6 +10,9 @@ sizes.json anew is nearly always the whole repair.
 Promise: a healthy table is only read. Every file is replaced as a whole, by renaming, and the one before it is kept; if
 this process is killed, the same command finishes the work. Nothing is done while ClickHouse runs on the directory.
 
+What a power loss has left of a table that was just being deleted or made would keep ClickHouse from making it again,
+since its UUID is given. That is deleted.
+
 Both files are sequences of frames: 16 bytes of CityHash128 over all that follows, a byte for the compression method,
 and two 32-bit sizes, compressed (with these 9 bytes) and not. A block is a frame with its numbers of columns and rows,
 then one or more frames for each column; later blocks of one INSERT have their two numbers at the end of the previous
@@ -25,6 +28,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +42,7 @@ from urllib.parse import unquote
 import pyarrow
 from clickhouse_cityhash.cityhash import CityHash128
 
-from config import PROJECT
+from config import ALL_CONFIGS, PROJECT
 from pipeline.files import sync
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
@@ -89,12 +93,20 @@ def _repair_locked(directory: Path, confirm: Callable[[str], bool]) -> int:
             print(f"{name} {finding}", flush=True)
             if finding.damage:
                 damaged.append((path, finding.prefix))
-    if not damaged:
+    leftovers = _leftovers(directory)
+    for path in leftovers:
+        print(f"{path.relative_to(directory)} is left of a table that was being deleted or made")
+    if not damaged and not leftovers:
         print("Nothing to repair.")
         return left
-    if not confirm("This cuts the damaged tables back to what can be saved."):
+    if not confirm("This cuts damaged tables back to what can be saved, and deletes what is left of deleted ones."):
         print("Nothing was changed.")
         return 1
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     for path, prefix in damaged:
         cut_back(path, prefix, stamp)
@@ -138,6 +150,23 @@ def _tables(directory: Path) -> list[tuple[str, Path]]:
             name = f"{databases[file.parent.name]}.{unquote(file.stem)}"
             tables.append((name, directory / "store" / found[1][:3] / found[1]))
     return sorted(tables)
+
+
+def _leftovers(directory: Path) -> list[Path]:
+    """Return what there is of our tables that are no more, or not yet; whatever could hold rows is not among it."""
+    made = {
+        found[1]
+        for file in directory.glob("store/*/*/*.sql")
+        if (found := _UUID.match(file.read_text(errors="replace")))
+    }
+    leftovers = []
+    for uuid in sorted({config["uuid"] for config in ALL_CONFIGS} - made):
+        dropped = [*directory.glob(f"metadata_dropped/*.{uuid}.sql")]
+        path = directory / "store" / uuid[:3] / uuid
+        if path.is_dir() and (dropped or not any(path.iterdir())):
+            leftovers.append(path)
+        leftovers += dropped
+    return leftovers
 
 
 # What a table holds

@@ -28,7 +28,7 @@ from clickhouse_cityhash.cityhash import CityHash128
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 
-from config import PROJECT, load_settings
+from config import PROJECT, SOL_CONFIG, load_settings
 from pipeline.collect.journal import Journal
 from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
 from pipeline.collect.table import Table
@@ -684,6 +684,57 @@ def test_without_a_directory_it_takes_the_local_stacks(tmp_path: Path, monkeypat
     for name in ("live/clickhouse", "simulated/clickhouse", "simulated/journal"):
         (tmp_path / "local-data" / name).mkdir(parents=True)
     assert default_directories() == [tmp_path / "local-data" / name / "clickhouse" for name in ("live", "simulated")]
+
+
+# What a power loss amid ch_setup.py leaves
+
+
+@pytest.mark.parametrize("was_deleted", [False, True], ids=["made", "deleted"])
+def test_a_table_that_was_just_being_made_or_deleted_can_be_made_again(stack: Stack, was_deleted: bool) -> None:
+    server = stack.clickhouse()
+    stack.setup()
+    stack.query("INSERT INTO mexc_data.sol VALUES (now(), 'd', '1|2|1')")
+    stack.query("INSERT INTO mexc_data.eth VALUES (now(), 'd', '3|4|1')")
+    server.stop()
+    identity = SOL_CONFIG["uuid"]
+    path = stack.data / "store" / identity[:3] / identity
+    (statement,) = stack.data.glob("store/*/*/sol.sql")
+    if was_deleted:
+        dropped = stack.data / "metadata_dropped"
+        dropped.mkdir(exist_ok=True)
+        statement.rename(dropped / f"mexc_data.sol.{identity}.sql")
+    else:
+        statement.unlink()
+        shutil.rmtree(path)
+        path.mkdir()
+    server = stack.clickhouse()
+    refused = stack.run("ch_setup.py")
+    assert refused.wait() == 1
+    assert refused.lines[-1] == (
+        f"mexc_data.sol cannot be created, for its directory is there already, store/{identity[:3]}/{identity}:"
+        " a power loss has left it. Stop ClickHouse and run ch_setup.py --repair"
+    )
+    server.stop()
+    assert command(stack, stack.data, said="no\n")[0] == 1
+    assert path.exists()
+    code, said, _ = command(stack, stack.data, "--yes")
+    assert code == 0
+    assert f"store/{identity[:3]}/{identity} is left of a table that was being deleted or made\n" in said
+    stack.clickhouse()
+    stack.setup()
+    assert (stack.count("sol"), stack.count("eth")) == (0, 1)
+
+
+def test_a_directory_with_rows_that_no_table_has_is_left_alone(stack: Stack) -> None:
+    server = stack.clickhouse()
+    stack.setup()
+    stack.query("INSERT INTO mexc_data.sol VALUES (now(), 'd', '1|2|1')")
+    server.stop()
+    (statement,) = stack.data.glob("store/*/*/sol.sql")
+    statement.unlink()
+    assert command(stack, stack.data)[0] == 0
+    identity = SOL_CONFIG["uuid"]
+    assert (stack.data / "store" / identity[:3] / identity / DATA).stat().st_size > 0
 
 
 # With a collector's journal
