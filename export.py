@@ -43,14 +43,21 @@ def main() -> int:
     parser.add_argument(
         "--exact", action="store_true", help="numbers as decimals with the digits of MEXC, not as floats"
     )
+    parser.add_argument(
+        "--fill-from-exchange",
+        action="store_true",
+        help="candles of whole minutes: where there are no deals, MEXC's own bars, and a column that says so",
+    )
     options = parser.parse_args()
     if options.start and options.end and options.start >= options.end:
         parser.error(f"--from {options.start} is not before --to {options.end}, which is the day after the last")
     if options.interval and options.type != "candles":
         parser.error("--interval is for candles only")
+    if options.fill_from_exchange and options.type != "candles":
+        parser.error("--fill-from-exchange is for candles only")
     try:
         interval = options.interval or "1m" if options.type == "candles" else None
-        job = Job(options.type, options.format, options.exact, interval)
+        job = Job(options.type, options.format, options.exact, interval, options.fill_from_exchange)
     except ValueError as error:
         parser.error(str(error))
     result = Result()
@@ -96,6 +103,8 @@ def summary(result: Result, out: Path) -> str:
     parts = [f"{many(result.files, 'file')} written to {out}, {many(result.rows, 'row')}, {human_size(result.bytes)}"]
     if result.already_there:
         parts.append(f"{many(result.already_there, 'day')} there already")
+    if result.filled:
+        parts.append(f"{many(result.filled, 'row')} of MEXC's own bars")
     if result.undecoded:
         parts.append(f"{many(result.undecoded, 'row')} left out, not decodable")
     if result.kept:

@@ -221,7 +221,7 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
     `deals` is their number and `vwap` the volume-weighted average price, a float also where `deals` is exact. An
     interval without deals has no candle. Raises ValueError for an interval that cannot be used.
     """
-    step = _interval(interval)
+    step = interval_ms(interval)
     times = deals["ts"].cast(_TIME).cast(pa.int64()).to_numpy()  # those of a file that others wrote may be finer
     if (times[1:] < times[:-1]).any():
         order = np.argsort(times, kind="stable")
@@ -462,8 +462,8 @@ def _milliseconds(moment: datetime) -> int:
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def _interval(interval: str | timedelta) -> int:
-    """Return the milliseconds of an interval."""
+def interval_ms(interval: str | timedelta) -> int:
+    """Return the milliseconds of an interval, such as 5m. Raises ValueError where it is none."""
     if isinstance(interval, timedelta):
         milliseconds, rest = divmod(interval, timedelta(milliseconds=1))
         if milliseconds > 0 and not rest:

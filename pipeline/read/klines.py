@@ -11,8 +11,10 @@ the simulated exchange's, is kept apart.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -34,7 +36,8 @@ _TRIES = 3
 _RETRY = 1.0  # seconds
 _COLUMNS = ("vol", "realOpen", "realHigh", "realLow", "realClose")  # of the bar's own deals; `open` is the close before
 _HEADER = "time,contracts,open,high,low,close"
-_LARGEST = 30  # digits before the point, or zeros after it; what has more is no number of a market
+_LONGEST = 64  # characters
+_NUMBER = re.compile(r"[0-9]{1,16}(\.[0-9]{1,18}0*)?")  # as pipeline.read.decode has it for deals
 
 
 class Bar(NamedTuple):
@@ -203,13 +206,12 @@ def _time(value: Any) -> int:
 
 def _number(value: Any) -> Decimal:
     """Return a number that is not negative, quoted or not. Raises ValueError."""
-    try:
-        number = Decimal(value) if isinstance(value, str) else Decimal("NaN")
-    except InvalidOperation:
-        number = Decimal("NaN")
-    if not number.is_finite() or number < 0 or abs(number.adjusted()) > _LARGEST:
-        raise ValueError(f"a number that is {str(value)[:40]}")
-    return number
+    if isinstance(value, str) and len(value) <= _LONGEST:
+        with suppress(InvalidOperation):
+            number = Decimal(value)
+            if number.is_finite() and abs(number.adjusted()) < _LONGEST and _NUMBER.fullmatch(f"{number:f}"):
+                return number
+    raise ValueError(f"a number that is {str(value)[:40]}")
 
 
 def _days(start: int, end: int) -> range:
