@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 """BTC_USDT from MEXC futures into the table btc (btc/data.bin), until Ctrl-C or SIGTERM."""
 
-import signal
-import sys
+from pipeline import interrupts
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports just ends it; afterwards the collector takes it
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
+import sys
 
 from config import BTC_CONFIG
 from pipeline.collect.collector import collect
