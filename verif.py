@@ -2,10 +2,11 @@
 """Report how many records the tables hold, of which type, and what they take on disk.
 
 With --quality, how complete and sound they are; with --html, both as a page; with --max-age, only whether new rows
-come; with --watch, a live view until Ctrl-C.
+come; with --watch, a live view until Ctrl-C; with --doctor, what may be wrong here, whatever runs.
 
 Exit codes: 0 there are records, 1 there are none or ClickHouse cannot be asked, 2 a setting or an option cannot be
-used, 3 --max-age was given and a symbol's newest row is older, or it has none.
+used, 3 --max-age was given and a symbol's newest row is older, or it has none. With --doctor, 1 is that something is
+wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
+from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, check_identifier, load_settings
 from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
@@ -42,6 +43,12 @@ def main() -> int:
     options = parse_options()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    if options.doctor:
+        from pipeline.show.doctor import examine
+
+        lines = examine(PROJECT, os.environ, ALL_CONFIGS)
+        print("\n".join(map(str, lines)))
+        return int(any(line.is_well is False for line in lines))
     try:
         settings = load_settings()
         for config in ALL_CONFIGS:
@@ -93,10 +100,13 @@ def parse_options() -> argparse.Namespace:
         help="exit with 3 if a symbol's newest row is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
+    add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
     options = parser.parse_args()
     others = (options.json, options.quality, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
         parser.error("--watch goes with no other option")
+    if options.doctor and (any(others) or options.watch is not None):
+        parser.error("--doctor goes with no other option")
     if (options.start or options.end) and not (options.quality or options.html):
         parser.error("--from and --to go with --quality or --html")
     if options.start and options.end and options.start >= options.end:
