@@ -10,8 +10,8 @@ cd "$(dirname "$0")"
 
 readonly NEEDED_GB=2
 readonly FILES=(
-  requirements.txt requirements-collector.txt docker-compose.yml Dockerfile .env.example config.py
-  clickhouse-config-simple.xml ch_setup.py btcdat.py ethdat.py soldat.py verif.py docker/entrypoint.sh pipeline
+  requirements.lock requirements-collector.lock docker-compose.yml Dockerfile .env.example config.py
+  clickhouse-config-simple.xml ch_setup.py btcdat.py ethdat.py soldat.py verif.py docker/entrypoint.sh docker/clickhouse-users.xml pipeline
 )
 
 ok() {
@@ -64,11 +64,11 @@ make_venv() {
     "$python" -m venv --clear venv >/dev/null ||
       fail "Python's venv module: sudo apt-get install python3-venv, then ./setup.sh again"
   fi
-  if ! cmp -s requirements.txt venv/requirements.installed; then
-    echo "Installing the packages in requirements.txt..."
-    venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt ||
-      fail "the packages in requirements.txt could not be installed: see above"
-    cp requirements.txt venv/requirements.installed
+  if ! cmp -s requirements.lock venv/requirements.installed; then
+    echo "Installing the packages in requirements.lock..."
+    venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock ||
+      fail "the packages in requirements.lock could not be installed: see above"
+    cp requirements.lock venv/requirements.installed
   fi
   ok "Python environment: source venv/bin/activate"
 }
@@ -90,17 +90,23 @@ env_value() {
   printf '%s' "$value"
 }
 
-# make_env: what is in .env stays; only a password for ClickHouse is added where there is none.
+random() {
+  od -An -N20 -tx1 /dev/urandom | tr -d ' \n'
+}
+
+# make_env: what is in .env stays; only passwords for ClickHouse are added where there are none.
 make_env() {
-  local password name
-  password=$(od -An -N20 -tx1 /dev/urandom | tr -d ' \n')
+  local name
   if [[ ! -e .env ]]; then
-    (umask 077 && sed "s/^CLICKHOUSE_PASSWORD=$/&$password/" .env.example >.env)
-    ok ".env: made from .env.example, with a random password for ClickHouse"
-  elif [[ -z $(env_value CLICKHOUSE_PASSWORD) ]]; then
-    printf '\n# Made by setup.sh\nCLICKHOUSE_PASSWORD=%s\n' "$password" >>.env
-    ok ".env: added a random password for ClickHouse"
+        (umask 077 && sed "s/^CLICKHOUSE_PASSWORD=$/&$(random)/; s/^CLICKHOUSE_COLLECTOR_PASSWORD=$/&$(random)/" .env.example >.env)
+    ok ".env: made from .env.example, with random passwords for ClickHouse"
   fi
+  for name in CLICKHOUSE_PASSWORD CLICKHOUSE_COLLECTOR_PASSWORD; do
+    if [[ -z $(env_value "$name") ]]; then
+      printf '\n# Made by setup.sh\n%s=%s\n' "$name" "$(random)" >>.env
+      ok ".env: added a random $name"
+    fi
+  done
   chmod 600 .env
   while read -r name; do
     missing ".env: $name has a note and no value; docker-compose 1.29 takes the note for one: give it a line of its own"

@@ -2,11 +2,12 @@
 """Report how many records the tables hold, of which type, and what they take on disk.
 
 With --quality, how complete and sound they are; with --audit, whether MEXC's own klines agree; with --html, all of it
-as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C.
+as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C; with --doctor, what may
+be wrong here, whatever runs.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
 cannot be used, 3 --max-age was given and a symbol's newest row is older, or it has none; or --audit, and more contracts
-are missing than --audit-tolerance allows.
+are missing than --audit-tolerance allows. With --doctor, 1 is that something is wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
+from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, check_identifier, load_settings
 from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
@@ -50,6 +51,12 @@ def main() -> int:
     options = parse_options()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    if options.doctor:
+        from pipeline.show.doctor import examine
+
+        lines = examine(PROJECT, os.environ, ALL_CONFIGS)
+        print("\n".join(map(str, lines)))
+        return int(any(line.is_well is False for line in lines))
     try:
         settings = load_settings()
         for config in ALL_CONFIGS:
@@ -112,6 +119,7 @@ def parse_options() -> argparse.Namespace:
         help="exit with 3 if a symbol's newest row is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
+    add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
     options = parser.parse_args()
     others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
@@ -120,6 +128,8 @@ def parse_options() -> argparse.Namespace:
         parser.error("--from and --to go with --quality, --audit or --html")
     if options.audit_tolerance is not None and not options.audit:
         parser.error("--audit-tolerance goes with --audit")
+    if options.doctor and (any(others) or options.watch is not None):
+        parser.error("--doctor goes with no other option")
     if options.start and options.end and options.start >= options.end:
         parser.error("--from has to be before --to")
     return options

@@ -15,7 +15,7 @@ from dotenv import dotenv_values
 from config import PROJECT
 
 DATA = PROJECT / "tests" / "data" / "deployment"
-FILES = ["setup.sh", "requirements-collector.txt", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
+FILES = ["setup.sh", "requirements-collector.lock", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
 FILES += ["clickhouse-config-simple.xml", "ch_setup.py", "btcdat.py", "ethdat.py", "soldat.py", "verif.py"]
 TOOLS = "bash awk cat chmod cmp cp df dirname env grep id od rm sed tail tr".split()  # noqa: SIM905
 
@@ -32,7 +32,7 @@ class Machine:
             shutil.copy(PROJECT / name, self.project)
         for name in ("docker", "pipeline"):
             shutil.copytree(PROJECT / name, self.project / name)
-        (self.project / "requirements.txt").write_text("# none\n")
+        (self.project / "requirements.lock").write_text("# none\n")
         for name in TOOLS:
             found = shutil.which(name)
             assert found
@@ -45,7 +45,7 @@ class Machine:
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
-        shutil.copy(self.project / "requirements.txt", self.project / "venv" / "requirements.installed")
+        shutil.copy(self.project / "requirements.lock", self.project / "venv" / "requirements.installed")
 
     def command(self, name: str, script: str) -> None:
         """Add a command, or replace it."""
@@ -94,9 +94,11 @@ def test_a_bare_machine_gets_an_environment_and_settings(bare: Machine) -> None:
     assert subprocess.run([python, "-c", ""], check=False).returncode == 0
     assert stat.S_IMODE(bare.env.stat().st_mode) == 0o600
     text = bare.env.read_text()
-    password = re.search(r"^CLICKHOUSE_PASSWORD=([0-9a-f]{40})$", text, re.MULTILINE)
-    assert password
-    assert text.replace(password[1], "") == (PROJECT / ".env.example").read_text()
+    passwords = re.findall(r"^CLICKHOUSE_(?:COLLECTOR_)?PASSWORD=([0-9a-f]{40})$", text, re.MULTILINE)
+    assert len(set(passwords)) == 2
+    for password in passwords:
+        text = text.replace(password, "")
+    assert text == (PROJECT / ".env.example").read_text()
 
 
 def test_the_next_run_changes_nothing(machine: Machine) -> None:
@@ -112,10 +114,10 @@ def test_the_next_run_changes_nothing(machine: Machine) -> None:
 
 
 def test_new_requirements_are_installed(machine: Machine) -> None:
-    (machine.project / "requirements.txt").write_text("./no-such-package\n")
+    (machine.project / "requirements.lock").write_text("./no-such-package\n")
     code, output = machine.setup()
     assert code == 1
-    assert "[missing] the packages in requirements.txt could not be installed" in output
+    assert "[missing] the packages in requirements.lock could not be installed" in output
     assert machine.setup()[0] == 1, "a failed installation is tried again"
 
 
@@ -139,7 +141,7 @@ def test_what_is_empty_to_the_collectors_is_empty(machine: Machine, name: str) -
     code, output = machine.setup()
     assert code == 0
     assert "[missing] VPN credentials" in output
-    assert "[ok]      .env: added a random password for ClickHouse" in output
+    assert "[ok]      .env: added a random CLICKHOUSE_PASSWORD" in output
     values = dotenv_values(machine.env)
     assert values["NORDVPN_USER"] == values["NORDVPN_PASS"] == ""
     assert re.fullmatch("[0-9a-f]{40}", values["CLICKHOUSE_PASSWORD"] or "")
@@ -186,7 +188,7 @@ def test_env_is_read_as_python_dotenv_reads_it(machine: Machine, form: str) -> N
     is_set = bool(dotenv_values(machine.env).get("CLICKHOUSE_PASSWORD"))
     code, output = machine.setup()
     assert code == 0
-    assert ("added a random password" not in output) == is_set
+    assert ("added a random CLICKHOUSE_PASSWORD" not in output) == is_set
     assert dotenv_values(machine.env)["CLICKHOUSE_PASSWORD"]
 
 
