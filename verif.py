@@ -6,8 +6,8 @@ as a page; with --max-age, only whether new rows come; with --watch, a live view
 be wrong here, whatever runs.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
-cannot be used, 3 --max-age was given and a symbol's newest row is older, or it has none; or --audit, and more contracts
-are missing than --audit-tolerance allows. With --doctor, 1 is that something is wrong.
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or --audit, and
+more contracts are missing than --audit-tolerance allows. With --doctor, 1 is that something is wrong.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def parse_options() -> argparse.Namespace:
         "--max-age",
         type=_seconds,
         metavar="SECONDS",
-        help="exit with 3 if a symbol's newest row is older, or it has none",
+        help="exit with 3 if a symbol's newest ticker or book is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
     add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
@@ -259,19 +259,19 @@ class Reports:
 
     def _report_age(self) -> int:
         from pipeline.read.quality import find_newest
-        from pipeline.show.quality_report import age_as_json, age_line, is_late
+        from pipeline.show.quality_report import age_as_json, age_line, late_channels
 
         self._answer["newest"] = []
         code = 0
+        max_age = self._options.max_age
         for newest in find_newest(self._client, self._database, ALL_CONFIGS):
             now = datetime.now(UTC)
-            late = is_late(newest, self._options.max_age, now)
-            self._answer["newest"].append({**age_as_json(newest, now), "late": late})
-            if late:
-                self._warn(age_line(newest, now))
+            self._answer["newest"].append(age_as_json(newest, max_age, now))
+            if late_channels(newest, max_age, now):
+                self._warn(age_line(newest, max_age, now))
                 code = 3
             else:
-                self._say(age_line(newest, now))
+                self._say(age_line(newest, max_age, now))
         return code
 
     def _write_page(self) -> int:
