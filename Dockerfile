@@ -6,8 +6,9 @@ ARG PYTHON_IMAGE=python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS packages
 ARG PIP_INDEX_URL
-COPY requirements-collector.txt /
-RUN python3 -m pip install --no-cache-dir --no-compile --target /packages --requirement /requirements-collector.txt
+COPY requirements-collector.lock /
+RUN python3 -m pip install --no-cache-dir --no-compile --target /packages \
+    --require-hashes --requirement /requirements-collector.lock
 
 FROM ${PYTHON_IMAGE}
 # Versions are not pinned: Debian's mirrors keep only the newest, which is the one with its security fixes.
@@ -16,13 +17,14 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates curl iproute2 nftables openvpn \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --no-create-home --shell /usr/sbin/nologin collector \
-    && install --directory --owner=collector --group=collector /journal
+    && install --directory --owner=collector --group=collector /journal \
+    && find / -xdev -type d -perm -o+w -exec chmod o-w {} +
 WORKDIR /app
 COPY --from=packages /packages /packages
 COPY . .
 ENV PYTHONPATH=/packages PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 JOURNAL_DIR=/journal
 
-# The entrypoint is root's, for the kill switch and OpenVPN; it runs the command as the user `collector`.
+# Only /journal is the collector's to write to. The entrypoint is root's, for the kill switch and OpenVPN; it runs the command as the user `collector`.
 ENTRYPOINT ["/app/docker/entrypoint.sh"]
 CMD ["python3", "btcdat.py"]
 

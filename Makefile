@@ -3,11 +3,13 @@
 PYTHON ?= python3
 BIN := venv/bin
 SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
+COMPOSE_FILES := $(wildcard docker-compose*.yml tests/docker/*.yml)
+LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
 SECONDS ?= 40
 ROUNDS ?= 400
 RATE ?= 200
 
-.PHONY: help demo run test test-debian test-root lint format bench chaos soak clean
+.PHONY: help demo run test test-debian test-root lint format lock sbom bench chaos soak clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -28,12 +30,21 @@ test-root: venv/dev.done ## The tests that need root: VPN in network namespaces,
 	$(BIN)/pytest -m vpn -n 4 $(PYTEST)
 	$(BIN)/pytest -m docker $(PYTEST)
 
-lint: venv/dev.done ## Style, types, shell scripts
+lint: venv/dev.done ## Style, types, shell scripts, compose files, known vulnerabilities
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
 	$(BIN)/hadolint Dockerfile $(wildcard tests/*/*.Dockerfile)
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec $(COMPOSE_FILES)
+	$(BIN)/python .ci/audit.py requirements.lock
+
+lock: venv/dev.done ## The newest versions that the requirements allow, with their hashes, for setup.sh and the image
+	$(BIN)/uv pip compile $(LOCK) requirements.txt --output-file requirements.lock
+	$(BIN)/uv pip compile $(LOCK) requirements-collector.txt --constraints requirements.lock --output-file requirements-collector.lock
+
+sbom: venv/dev.done ## What setup.sh and the image install, as a CycloneDX bill of materials: sbom.json
+	$(BIN)/cyclonedx-py requirements requirements.lock --output-reproducible --output-file sbom.json
 
 format: venv/dev.done ## Put the code into the one style
 	$(BIN)/ruff check --fix .

@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
@@ -110,6 +110,8 @@ class Settings:
     clickhouse_port: int = 9000  # the native protocol, not HTTP
     clickhouse_user: str = "default"
     clickhouse_password: str = ""
+    clickhouse_secure: int = 0  # 1: within TLS, as ClickHouse speaks it on port 9440
+    clickhouse_ca: str = ""  # a file of certificates to trust; empty: those of well-known authorities
     clickhouse_database: str = "mexc_data"
     journal_dir: str = "journal"  # relative to the project's folder
     klines_dir: str = "klines"  # where MEXC's klines are kept once they were asked for; relative to the same
@@ -144,7 +146,7 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
-    return settings
+    return replace(settings, journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir))
 
 
 def check_identifier(what: str, name: str) -> None:
@@ -162,6 +164,14 @@ def _read_dotenv(path: Path | None) -> dict[str, str]:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
 
+def _expand_home(name: str, path: str) -> str:
+    """Return the path with ~ as a shell takes it, which has not seen what is in ``.env``."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{name}={path} cannot be used: {error}") from None
+
+
 def _is_address(url: str, *schemes: str) -> bool:
     try:
         parts = urlsplit(url)
@@ -174,6 +184,7 @@ _SECONDS = (1e-3, 1e9)
 _LIMITS = {
     "connections": (1, 2),
     "clickhouse_port": (1, 65535),
+    "clickhouse_secure": (0, 1),
     "journal_max_mb": (1, 1e9),
     "max_error_count": (1, 1e9),
     "flush_interval": (0, 3600),

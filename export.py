@@ -9,6 +9,11 @@ Exit codes: 0 all that is asked for is there, 1 it is not, one line says why, 2 
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -73,8 +78,6 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     print(summary(result, options.out))
     return 1 if result.kept else 0
 
@@ -110,4 +113,4 @@ def summary(result: Result, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

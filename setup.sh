@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prepare this machine: the Python environment in venv/, .env, and a look at what docker-compose will need.
+# Prepare this machine: the Python environment in venv/, .env, and a look at what Docker will need.
 #
 #     ./setup.sh             again at any time: it changes only what is missing
-#     ./setup.sh --docker    the same, then pull and build the images that `docker-compose up -d` starts
+#     ./setup.sh --docker    the same, then pull and build the images that `docker compose up -d` starts
 #
 # Exit codes: 0 Python is ready (what Docker lacks is said, and is no failure), 1 something is in the way.
 set -euo pipefail
@@ -10,8 +10,8 @@ cd "$(dirname "$0")"
 
 readonly NEEDED_GB=2
 readonly FILES=(
-  requirements.txt requirements-collector.txt docker-compose.yml Dockerfile .env.example config.py
-  clickhouse-config-simple.xml ch_setup.py btcdat.py ethdat.py soldat.py verif.py docker/entrypoint.sh pipeline
+  requirements.lock requirements-collector.lock docker-compose.yml Dockerfile .env.example config.py
+  clickhouse-config-simple.xml ch_setup.py btcdat.py ethdat.py soldat.py verif.py docker/entrypoint.sh docker/clickhouse-users.xml pipeline
 )
 
 ok() {
@@ -64,31 +64,65 @@ make_venv() {
     "$python" -m venv --clear venv >/dev/null ||
       fail "Python's venv module: sudo apt-get install python3-venv, then ./setup.sh again"
   fi
-  if ! cmp -s requirements.txt venv/requirements.installed; then
-    echo "Installing the packages in requirements.txt..."
-    venv/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt ||
-      fail "the packages in requirements.txt could not be installed: see above"
-    cp requirements.txt venv/requirements.installed
+  if ! cmp -s requirements.lock venv/requirements.installed; then
+    echo "Installing the packages in requirements.lock..."
+    venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.lock ||
+      fail "the packages in requirements.lock could not be installed: see above"
+    cp requirements.lock venv/requirements.installed
   fi
   ok "Python environment: source venv/bin/activate"
 }
 
-# make_env: what is in .env stays; only a password for ClickHouse is added where there is none.
+# env_value NAME: print what .env gives NAME, read as the collectors' python-dotenv reads it: quotes and line ends of
+# Windows are no part of a value, nor is a note after a blank, and of several lines the last one counts.
+env_value() {
+  local line rest value="" quoted="^[[:space:]]*('(([^'\\\\]|\\\\.)*)'|\"(([^\"\\\\]|\\\\.)*)\")[[:space:]]*(#.*)?$"
+  while IFS= read -r line; do
+    [[ ${line#$'\xef\xbb\xbf'} =~ ^[[:space:]]*(export[[:space:]]+)?([^[:space:]=#]+)[[:space:]]*=(.*)$ ]] || continue
+    [[ ${BASH_REMATCH[2]} == "$1" || ${BASH_REMATCH[2]} == "'$1'" ]] || continue
+    rest=${BASH_REMATCH[3]}
+    if [[ $rest =~ $quoted ]]; then
+      value=${BASH_REMATCH[2]}${BASH_REMATCH[4]}
+    elif [[ ! $rest =~ ^[[:space:]]*[\'\"] ]]; then
+      read -r value <<<"${rest%%[[:space:]]#*}"
+    fi
+  done < <(tr '\r' '\n' <.env)
+  printf '%s' "$value"
+}
+
+random() {
+  od -An -N20 -tx1 /dev/urandom | tr -d ' \n'
+}
+
+# make_env: what is in .env stays; only passwords for ClickHouse are added where there are none.
 make_env() {
-  local password
-  password=$(od -An -N20 -tx1 /dev/urandom | tr -d ' \n')
+  local name
   if [[ ! -e .env ]]; then
-    (umask 077 && sed "s/^CLICKHOUSE_PASSWORD=$/&$password/" .env.example >.env)
-    ok ".env: made from .env.example, with a random password for ClickHouse"
-  elif ! grep -Eq '^CLICKHOUSE_PASSWORD=.+' .env; then
-    printf '\n# Made by setup.sh\nCLICKHOUSE_PASSWORD=%s\n' "$password" >>.env
-    ok ".env: added a random password for ClickHouse"
+        (umask 077 && sed "s/^CLICKHOUSE_PASSWORD=$/&$(random)/; s/^CLICKHOUSE_COLLECTOR_PASSWORD=$/&$(random)/" .env.example >.env)
+    ok ".env: made from .env.example, with random passwords for ClickHouse"
   fi
+  for name in CLICKHOUSE_PASSWORD CLICKHOUSE_COLLECTOR_PASSWORD; do
+    if [[ -z $(env_value "$name") ]]; then
+      printf '\n# Made by setup.sh\n%s=%s\n' "$name" "$(random)" >>.env
+      ok ".env: added a random $name"
+    fi
+  done
   chmod 600 .env
-  if grep -Eq '^NORDVPN_USER=.+' .env && grep -Eq '^NORDVPN_PASS=.+' .env; then
-    ok ".env: VPN credentials"
-  else
+  while read -r name; do
+    missing ".env: $name has a note and no value; docker-compose 1.29 takes the note for one: give it a line of its own"
+  done < <(sed -nE 's/^[[:space:]]*(export[[:space:]]+)?([A-Z_]+)[[:space:]]*=[[:space:]]+#.*/\2/p' .env)
+  check_credentials
+}
+
+check_credentials() {
+  local user
+  user=$(env_value NORDVPN_USER)
+  if [[ -z $user || -z $(env_value NORDVPN_PASS) ]]; then
     missing "VPN credentials: put NORDVPN_USER and NORDVPN_PASS into .env, or run without VPN"
+  elif [[ $user == *@* ]] && ! grep -qs VPN_CONFIG docker-compose.override.yml; then
+    missing "VPN credentials: NORDVPN_USER is an e-mail address, which is the account's; service credentials are needed, see VPN-SETUP.md"
+  else
+    ok ".env: VPN credentials"
   fi
 }
 
@@ -104,15 +138,7 @@ check_docker() {
     return
   fi
   ok "Docker"
-  if command -v docker-compose >/dev/null; then
-    compose=(docker-compose)
-    ok "docker-compose"
-  elif docker compose version >/dev/null 2>&1; then
-    compose=(docker compose)
-    ok "docker compose: type it with a blank wherever the guides say docker-compose"
-  else
-    missing "docker-compose: sudo apt-get install docker-compose"
-  fi
+  check_compose
   if [[ -c /dev/net/tun ]]; then
     ok "/dev/net/tun"
   else
@@ -120,8 +146,30 @@ check_docker() {
   fi
 }
 
+# check_compose: version 2 where there is one. Version 1 asks Docker for what Docker has not told since 25.
+check_compose() {
+  local docker version
+  if docker compose version >/dev/null 2>&1; then
+    compose=(docker compose)
+    ok "docker compose"
+    return
+  fi
+  if ! command -v docker-compose >/dev/null; then
+    missing "Docker Compose: sudo apt-get install docker-compose-v2 (Ubuntu) or docker-compose (Debian)"
+    return
+  fi
+  compose=(docker-compose)
+  docker=$(docker version --format '{{.Server.Version}}' 2>/dev/null) || true
+  version=$(docker-compose version --short 2>/dev/null) || true
+  if [[ $version == 1.* ]] && ((10#0${docker%%[!0-9]*} >= 25)); then
+    missing "docker-compose $version cannot replace containers with Docker $docker (KeyError: 'ContainerConfig'): sudo apt-get install docker-compose-v2 (Ubuntu) or docker-compose-plugin (Docker's own packages)"
+  else
+    ok "docker-compose: type it, with the dash, wherever the guides say docker compose"
+  fi
+}
+
 make_images() {
-  ((${#compose[@]})) || fail "--docker needs Docker and docker-compose"
+  ((${#compose[@]})) || fail "--docker needs Docker and Docker Compose"
   "${compose[@]}" pull clickhouse
   "${compose[@]}" build --pull setup
   ok "images"
@@ -142,4 +190,4 @@ find_python # what follows can fail, and Docker does not need it
 make_venv
 [[ ${1:-} != --docker ]] || make_images
 echo
-echo "Next: nano .env, then docker-compose up -d. Or, with a ClickHouse of your own: python3 ch_setup.py, python3 btcdat.py"
+echo "Next: nano .env, then docker compose up -d. Or, with a ClickHouse of your own: python3 ch_setup.py, python3 btcdat.py"

@@ -2,14 +2,20 @@
 """Report how many records the tables hold, of which type, and what they take on disk.
 
 With --quality, how complete and sound they are; with --audit, whether MEXC's own klines agree; with --html, all of it
-as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C.
+as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C; with --doctor, what may
+be wrong here, whatever runs.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
-cannot be used, 3 --max-age was given and a symbol's newest row is older, or it has none; or --audit, and more contracts
-are missing than --audit-tolerance allows.
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or --audit, and
+more contracts are missing than --audit-tolerance allows. With --doctor, 1 is that something is wrong.
 """
 
 from __future__ import annotations
+
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
 
 import argparse
 import json
@@ -22,7 +28,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ALL_CONFIGS, ConfigError, Settings, check_identifier, load_settings
+from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, check_identifier, load_settings
 from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
@@ -45,6 +51,12 @@ def main() -> int:
     options = parse_options()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
+    if options.doctor:
+        from pipeline.show.doctor import examine
+
+        lines = examine(PROJECT, os.environ, ALL_CONFIGS)
+        print("\n".join(map(str, lines)))
+        return int(any(line.is_well is False for line in lines))
     try:
         settings = load_settings()
         for config in ALL_CONFIGS:
@@ -65,8 +77,6 @@ def main() -> int:
     except ModuleNotFoundError as error:  # in the image of the collectors
         print(f"That needs {error.name}: use the environment that setup.sh makes", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     try:
         for text, is_trouble in reports.said:
             print(text, file=sys.stderr if is_trouble else sys.stdout)
@@ -106,9 +116,10 @@ def parse_options() -> argparse.Namespace:
         "--max-age",
         type=_seconds,
         metavar="SECONDS",
-        help="exit with 3 if a symbol's newest row is older, or it has none",
+        help="exit with 3 if a symbol's newest ticker or book is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
+    add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
     options = parser.parse_args()
     others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
@@ -117,6 +128,8 @@ def parse_options() -> argparse.Namespace:
         parser.error("--from and --to go with --quality, --audit or --html")
     if options.audit_tolerance is not None and not options.audit:
         parser.error("--audit-tolerance goes with --audit")
+    if options.doctor and (any(others) or options.watch is not None):
+        parser.error("--doctor goes with no other option")
     if options.start and options.end and options.start >= options.end:
         parser.error("--from has to be before --to")
     return options
@@ -246,19 +259,19 @@ class Reports:
 
     def _report_age(self) -> int:
         from pipeline.read.quality import find_newest
-        from pipeline.show.quality_report import age_as_json, age_line, is_late
+        from pipeline.show.quality_report import age_as_json, age_line, late_channels
 
         self._answer["newest"] = []
         code = 0
+        max_age = self._options.max_age
         for newest in find_newest(self._client, self._database, ALL_CONFIGS):
             now = datetime.now(UTC)
-            late = is_late(newest, self._options.max_age, now)
-            self._answer["newest"].append({**age_as_json(newest, now), "late": late})
-            if late:
-                self._warn(age_line(newest, now))
+            self._answer["newest"].append(age_as_json(newest, max_age, now))
+            if late_channels(newest, max_age, now):
+                self._warn(age_line(newest, max_age, now))
                 code = 3
             else:
-                self._say(age_line(newest, now))
+                self._say(age_line(newest, max_age, now))
         return code
 
     def _write_page(self) -> int:
@@ -354,4 +367,4 @@ def _size(table: TableStorage, files_seen: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

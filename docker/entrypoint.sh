@@ -80,6 +80,8 @@ check_settings() {
   [[ -z ${VPN_CONFIG:-} || -r $VPN_CONFIG ]] || die "VPN_CONFIG=$VPN_CONFIG cannot be read: is it mounted?"
   [[ -n $username && -n $password || -z $username$password ]] ||
     die "NORDVPN_USER and NORDVPN_PASS: one is set without the other"
+  [[ -n ${VPN_CONFIG:-} || $username != *@* ]] ||
+    die "NORDVPN_USER is an e-mail address, which is the account's: service credentials are needed, see VPN-SETUP.md"
   if [[ -n ${VPN_CONFIG:-} && -z $username ]] && grep -q '^[[:space:]]*auth-user-pass' "$VPN_CONFIG"; then
     die "VPN_CONFIG=$VPN_CONFIG asks for a user name and password: set NORDVPN_USER and NORDVPN_PASS to them"
   fi
@@ -168,9 +170,14 @@ terminate() {
 id "${COLLECTOR_USER:=collector}" &>/dev/null || die "COLLECTOR_USER=$COLLECTOR_USER does not exist"
 group=$(id -g "$COLLECTOR_USER")
 as_collector=(setpriv --reuid "$COLLECTOR_USER" --regid "$group" --init-groups --inh-caps=-all --no-new-privs)
+chmod o-w /dev/shm /dev/mqueue # memory that nobody limits; what the collector writes belongs into its journal
 
 secret username NORDVPN_USER
 secret password NORDVPN_PASS
+# What docker-compose 1.29 makes of an empty value with a note behind it.
+for name in NORDVPN_USER NORDVPN_PASS; do
+  [[ ${!name:-} != "# "* ]] || die "$name is a note, not a value: give it a line of its own in .env"
+done
 unset NORDVPN_USER NORDVPN_PASS # not the collector's business
 if [[ -z $username$password && -z ${VPN_CONFIG:-} ]]; then
   echo "No VPN credentials provided, running without VPN"
@@ -193,7 +200,9 @@ follow_clickhouse
 echo "VPN connected successfully"
 say "server $server, name servers ${dns[*]}"
 
-"${as_collector[@]}" "$@" &
+# A proxy is a way around the tunnel, or leads nowhere: the collector is not told of any.
+env -u http_proxy -u https_proxy -u all_proxy -u no_proxy -u ftp_proxy \
+  -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY -u NO_PROXY -u FTP_PROXY "${as_collector[@]}" "$@" &
 collector=$!
 watch
 if ! running "$collector"; then

@@ -20,16 +20,26 @@ connect() {
     --data-ciphers AES-256-GCM:AES-128-GCM:CHACHA20-POLY1305:AES-256-CBC --data-ciphers-fallback AES-256-CBC \
     --ping 5 --ping-exit 20 --remap-usr1 SIGTERM \
     --pull-filter ignore ping --pull-filter ignore ifconfig-ipv6 --pull-filter ignore route-ipv6 \
-    --redirect-gateway def1 --script-security 0 --verb 3 "${options[@]}" --log "$LOG" &
+    --redirect-gateway def1 --script-security 0 --verb 3 "${options[@]}" --log "$LOG" >"$run/said" 2>&1 &
   openvpn=$!
   until grep -qs 'Initialization Sequence Completed' "$LOG" && tunnel_up; do
     if ! running "$openvpn" || ((SECONDS > deadline)); then
       stop "$openvpn" 3
       openvpn=""
+      check_options
       return 1
     fi
     pause 0.5
   done
+}
+
+# check_options: if the configuration is what ended OpenVPN, say so in its own words, and end: the next attempt would end
+# the same way. What it does not understand, it complains about before it opens its log.
+check_options() {
+  local words
+  words=$(grep -hs '^Options error:' "$LOG") || words=""
+  [[ -e $LOG ]] || words=$(grep -v '^Use --help' "$run/said") || words="OpenVPN does not start"
+  [[ -z $words ]] || die "$server: the configuration cannot be used: ${words//$'\n'/ }"
 }
 
 # interface_to ADDRESS: the one that its packets would leave by; nothing if there is none.
@@ -54,7 +64,7 @@ reason() {
   if [[ -n $openvpn ]] && running "$openvpn"; then
     echo "its interface or its routes are gone"
   else
-    tail -n 15 "$LOG" | cut -c 21- | grep -E '[Ee]rror|fail|timeout|reset|Cannot' | tail -n 1 || echo "see $LOG"
+    tail -n 15 "$LOG" | cut -c 21- | grep -v 'Exiting due to fatal error' | grep -E '[Ee]rror|fail|timeout|reset|Cannot' | tail -n 1 || echo "see $LOG"
   fi
 }
 

@@ -36,6 +36,12 @@ OURS = re.compile(
     "|route-noexec|ifconfig-noexec|pull-filter|verb|mute|log|log-append|syslog|status|writepid|daemon|user|group"
     "|chroot|cd|block-outside-dns|register-dns|http-proxy|socks-proxy|explicit-exit-notify|disable-dco"
 )
+# Options that OpenVPN 2.6 for Linux ends over, and without which a connection is as safe: they say what is so anyhow,
+# or speak to Windows. Of others, such as tls-remote, that is not so: OpenVPN itself is to complain about them.
+GONE = re.compile(
+    "keysize|ncp-disable|key-method|compat-names|no-name-remapping|ip-win32|tap-sleep|dhcp-renew|dhcp-release"
+    "|dhcp-pre-release|dhcp-internal|show-net-up|pause-exit|service|win-sys|windows-driver|allow-nonadmin"
+)
 PROTOCOLS = {"udp": "udp", "udp4": "udp", "tcp": "tcp", "tcp4": "tcp", "tcp-client": "tcp", "tcp4-client": "tcp"}
 SPACE = " \t\v\f\r"  # what OpenVPN skips at the start of a line
 
@@ -59,7 +65,7 @@ def servers(prefix: str, answer: str) -> list[str]:
 
 
 def clean_config(text: str) -> tuple[list[str], str, list[str]]:
-    """Split an OpenVPN client configuration into its servers, the options that may stay, and the hooks left out.
+    """Split an OpenVPN client configuration into its servers, the options that may stay, and what was left out of them.
 
     A server is given as "host port protocol". Lines are read as OpenVPN reads them, so that nothing it would obey
     passes as the inside of a certificate.
@@ -68,7 +74,7 @@ def clean_config(text: str) -> tuple[list[str], str, list[str]]:
     left_out: set[str] = set()
     remotes: list[list[str]] = []
     defaults = {"port": "1194", "proto": "udp"}
-    is_client = False
+    roles: set[str] = set()
     block = ""
     for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         line = raw.strip(SPACE)
@@ -96,14 +102,14 @@ def clean_config(text: str) -> tuple[list[str], str, list[str]]:
             defaults["port"] = words[-1]
         elif option == "proto":
             defaults["proto"] = words[-1]
-        elif HOOKS.fullmatch(option):
+        elif HOOKS.fullmatch(option) or GONE.fullmatch(option):
             left_out.add(option)
         elif not OURS.fullmatch(option):
-            is_client = is_client or option == "client"
+            roles |= {option} & {"client", "tls-client", "pull"}
             kept.append(line)
     if block:
         raise ValueError(f"<{block}> is never closed")
-    if not is_client:
+    if "client" not in roles and roles != {"tls-client", "pull"}:  # which is what it is short for
         raise ValueError("not an OpenVPN client configuration: there is no line 'client'")
     return [_remote(words, defaults) for words in remotes], "\n".join(kept) + "\n", sorted(left_out)
 

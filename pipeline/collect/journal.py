@@ -483,6 +483,13 @@ class Position:
             seq = journal._seq(self._number + after)
             return journal._query(f"SELECT {self.columns} FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit)
 
+    def held(self) -> list[Any]:
+        """Return the rows that the table is known to hold and that are kept, newest first: tuples of `columns`."""
+        journal = self._journal
+        with journal._lock:
+            seq = journal._seq(self._number)
+            return journal._query(f"SELECT {self.columns} FROM rows WHERE seq <= ? ORDER BY seq DESC", seq)
+
     def hand_over(self, count: int) -> bool:
         """Note that the first `count` rows that wait are handed to an INSERT; returns False where they may not be.
 
@@ -538,7 +545,8 @@ class Position:
     def adopt(self, token: str, rows: int, skip: int) -> None:
         """Go on after what a table holds that is another one, or in another state, than was known. Raises JournalFull.
 
-        It has that `token` and `rows` rows, the first `skip` waiting ones among them, wherever they stand.
+        It has that `token` and `rows` rows, the first `skip` waiting ones among them, wherever they stand. Where that
+        is negative, so many that it was known to hold wait again.
         """
         with self._journal._lock:
             number = self._number + skip

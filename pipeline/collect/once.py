@@ -51,7 +51,8 @@ class Once:
         Which are there is told by how often each is in the list and among the rows; by their ids where they have any.
         """
         with self._lock:
-            kept = self._journal.newest_deals(_COMPARED)
+            begin = min((deal.event_ms for deal in deals), default=0)
+            kept = [deal for deal in self._journal.newest_deals(_COMPARED) if deal[0] >= begin]
             ids = {number for _, _, number in kept if number}
             there = Counter(_likeness(event, m) for event, m, _ in kept)
             missed: dict[Hashable, Row] = {}

@@ -32,6 +32,7 @@ class Position(Protocol):
     @property
     def comparable(self) -> int: ...
     def pending(self, limit: int, after: int = 0) -> list[Any]: ...
+    def held(self) -> list[Any]: ...
     def hand_over(self, count: int) -> bool: ...
     def open(self) -> None: ...
     def fence(self) -> None: ...
@@ -128,10 +129,13 @@ class Table:
         was = position.token
         ours, at_once = self._compare(known, comparable) if count > (known or 0) and comparable else (0, True)
         settled = position.pending(ours) if is_one_insert else []
-        position.adopt(token, count, ours)
+        lost = self._lost_since_its_last(count) if known is None and was is not None and count and not ours else 0
+        position.adopt(token, count, ours - lost)
         if known is None:
             if was is not None:
                 self._say(f"{name} was reset: it holds {count:,} rows; {position.waiting:,} waiting rows go there")
+            if lost:
+                self._say_what_was_lost(lost, lost)
         elif self._is_new and at_once:
             self._say(
                 f"WARNING: {name} holds {count:,} rows, {count - known - ours:,} more than the journal knows: it has"
@@ -154,6 +158,14 @@ class Table:
                 f"WARNING: {name} lost {count:,} rows, and the first {count - again:,} of them are no longer in the"
                 " journal; sending the others again"
             )
+
+    def _lost_since_its_last(self, count: int) -> int:
+        """Return how many rows a table must have lost that was made anew, and took rows before that was noticed.
+
+        Those that were sent after the last one of its `count` rows went to it, too.
+        """
+        last = next(self._target.rows(count - 1))
+        return next((n for n, row in enumerate(self._position.held()) if tuple(row) == tuple(last)), 0)
 
     def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
         """Return how many of the first `comparable` waiting rows the table has been sent.

@@ -29,6 +29,7 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 
 from config import SymbolConfig, find_symbol, known_symbols, load_settings
+from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
 from pipeline.store.compact import tables_of
@@ -148,8 +149,8 @@ def read(
     """Yield the rows of type `mt` with start <= ts < end, in stored order, `batch_rows` at a time.
 
     Rows are streamed: memory is that of a batch or two. Where there are no rows there is no batch. Every call reads the
-    whole table, which has no index. The coins of deals are null where config.py does not know the contract. `client` is
-    of no other use until all is read or the iterator is closed; then it is free for the next query.
+    whole table, which has no index. The coins of deals are null where the contract is not known. `client` is of no
+    other use until all is read or the iterator is closed; then it is free for the next query.
 
     Raises ValueError at once for an unknown type and for a time without zone, and one of
     pipeline.store.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that
@@ -165,6 +166,8 @@ def read(
     query = f"SELECT ts_ms, text FROM ({rows} WHERE {' AND '.join(conditions)}) AS r CROSS JOIN (SELECT 1) AS one"
     config = find_symbol(table)
     contract = config["contract"] if config else None
+    if config and not contract:
+        contract = known_contract(load_settings(), config)
     return _stream(client, query, mt, exact, contract.size if contract else None, batch_rows)
 
 

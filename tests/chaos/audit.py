@@ -28,6 +28,8 @@ class Connection:
 
     rows: list[SentRow] = field(default_factory=list)
     must: int = 0
+    read: int = 0
+    """How many rows the journal had for sure before the power failed; 0 where it did not fail."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Verdict:
     """Deals that were missed and are still missing."""
     refused: int = 0
     """Not stored, and the collector said so: its journal was full."""
+    forgotten: int = 0
+    """Not stored, and the journal had them, but not on the disk when the power failed."""
 
     @property
     def is_right(self) -> bool:
@@ -63,7 +67,7 @@ def compare(
     """
     fillable = Counter(missed)
     used: Counter[StoredRow] = Counter()
-    at = unread = omitted = lost = 0
+    at = unread = omitted = lost = forgotten = 0
     for connection in connections:
         rows, n = connection.rows, 0
         while at < len(stored):
@@ -78,12 +82,28 @@ def compare(
                 break
         lost += max(0, connection.must - n)
         if connection is not connections[-1]:  # which goes on
-            unread += len(rows) - n
+            forgotten += max(0, connection.read - n)
+            unread += len(rows) - max(connection.read, n)
             fillable.update(sent.as_filled for sent in rows[n:] if sent.as_filled)
     if at < len(stored) or lost:
         return _difference(connections, stored, fillable)
     filled = used.total()
-    return Verdict(unread=unread, filled=filled, unfilled=fillable.total() - filled, refused=omitted)
+    unfilled = fillable.total() - filled
+    return Verdict(unread=unread, filled=filled, unfilled=unfilled, refused=omitted, forgotten=forgotten)
+
+
+def joined(former: Sequence[StoredRow], present: Sequence[StoredRow]) -> tuple[list[StoredRow], int]:
+    """Return all that was stored, where `former` are the rows of a table that was reset and `present` the new one's.
+
+    The new one may begin with some that the old one had, in the same order: where the collector did not know them to be
+    stored. How many these are is the second value.
+    """
+    again = 0
+    if present and present[0] in former:
+        at = len(former) - 1 - former[::-1].index(present[0])
+        both = zip(former[at:], present, strict=False)
+        again = next((n for n, (old, new) in enumerate(both) if old != new), min(len(former) - at, len(present)))
+    return [*former, *present[again:]], again
 
 
 def _distance(row: StoredRow, rows: Sequence[SentRow]) -> int:

@@ -6,23 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, must_have_read
-from tests.chaos.faults import UNDER_LOAD, WITH_REST
-from tests.chaos.rounds import Chaos, plan
+from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, joined, must_have_read
+from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.stack import StoredRow, open_stack
 
 
 @pytest.mark.timeout(300)
 def test_each_fault_once() -> None:
     chaos = Chaos(seed=20, say=print)
-    chaos.run(len(UNDER_LOAD) + len(WITH_REST))
+    chaos.run(len(FAULTS))
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name
 
 
 def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:
-    kinds = [*UNDER_LOAD, *WITH_REST]
+    kinds = [*FAULTS]
     faults = [fault for _, fault in plan(3 * len(kinds), seed=1)]
     assert sorted(map(kinds.index, faults)) == sorted([*range(len(kinds))] * 3)
     assert faults == [fault for _, fault in plan(3 * len(kinds), seed=1)]
@@ -90,6 +89,31 @@ def test_rows_may_be_left_out_as_far_as_the_collector_says_so() -> None:
     assert compare([sent(1, 8, must=8)], stored(1, 2, 5, 8), refused=3).lost == 4
     unread_as_well = [sent(1, 5, must=2), sent(6, 9, must=3)]
     assert compare(unread_as_well, stored(1, 3, 6, 8), refused=2) == Verdict(unread=2, unfilled=2, refused=2)
+
+
+def test_what_was_forgotten_is_told_from_what_was_not_read() -> None:
+    power_failed = Connection(sent(1, 8).rows, must=3, read=6)
+    assert compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 3, 9)) == Verdict(unread=2, forgotten=3, unfilled=5)
+    assert compare([power_failed, sent(9, 9, must=1)], stored(*range(1, 6), 9)) == Verdict(
+        unread=2, forgotten=1, unfilled=3
+    )
+    assert compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 9)).lost == 1
+    assert not compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 3, 5, 9)).is_right
+
+
+def test_a_table_that_was_reset_and_the_new_one_are_taken_together() -> None:
+    former = stored(1, 2, 3, 4, 5)
+    for present, whole, again in (
+        ((6, 7), (1, 2, 3, 4, 5, 6, 7), 0),
+        ((4, 5, 6, 7), (1, 2, 3, 4, 5, 6, 7), 2),
+        ((4, 5), (1, 2, 3, 4, 5), 2),
+        ((4,), (1, 2, 3, 4, 5), 1),
+        ((4, 6, 7), (1, 2, 3, 4, 5, 6, 7), 1),  # the journal had forgotten 5
+        ((4, 5, 4, 6), (1, 2, 3, 4, 5, 4, 6), 2),
+        ((), (1, 2, 3, 4, 5), 0),
+    ):
+        assert joined(former, stored(*present)) == (stored(*whole), again)
+    assert joined([], stored(1, 2)) == (stored(1, 2), 0)
 
 
 def test_what_was_read_follows_from_what_was_not() -> None:

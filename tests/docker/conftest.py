@@ -1,4 +1,4 @@
-"""One deployment for all tests marked `docker`."""
+"""Docker for all tests marked `docker`, and a deployment with each version of Docker Compose."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.dockerlab import PACKAGES, TOOLS, Deployment, deployment
+from tests.docker.dockerlab import COMPOSE, PACKAGES, TOOLS, Deployment, Docker, deployment, docker_with_images
 
 
 @pytest.fixture(scope="session")
-def deployed() -> Iterator[tuple[Deployment, Path]]:
+def docker() -> Iterator[Docker]:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         pytest.fail(f"these tests need {', '.join(missing)}: apt-get install {PACKAGES}")
@@ -21,7 +21,13 @@ def deployed() -> Iterator[tuple[Deployment, Path]]:
         pytest.fail("these tests run a Docker daemon: run them as root")
     if not Path("/dev/net/tun").exists():
         pytest.fail("/dev/net/tun is missing: mkdir -p /dev/net && mknod /dev/net/tun c 10 200")
-    with deployment() as deployed:
+    with docker_with_images() as docker:
+        yield docker
+
+
+@pytest.fixture(scope="session", params=COMPOSE)
+def deployed(docker: Docker, request: pytest.FixtureRequest) -> Iterator[tuple[Deployment, Path]]:
+    with deployment(docker, request.param) as deployed:
         yield deployed
 
 

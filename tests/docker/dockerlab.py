@@ -144,7 +144,7 @@ class Docker:
 
     def __init__(self, directory: Path) -> None:
         self.data = directory / "data"
-        self._directory = directory
+        self.directory = self._directory = directory
         self._cgroup = f"docker-test-{os.getpid()}"
         home = directory / "home"  # not the user's: that may have a configuration
         home.mkdir()
@@ -205,6 +205,25 @@ class Docker:
         self.run("docker", "import", str(tar), PYTHON_IMAGE)
         tar.unlink()
 
+    def fetch_compose(self) -> None:
+        """Get version 2, which Debian 12 does not have, from Debian 13: a program that needs nothing else."""
+        tree = self._directory / "trixie"
+        run(
+            "mmdebstrap", "--quiet", "--variant=extract", "--mode=root", "--include=docker-compose", "trixie", str(tree)
+        )
+        shutil.move(tree / "usr" / "libexec" / "docker" / "cli-plugins" / "docker-compose", self.compose_2)
+        shutil.rmtree(tree)
+
+    @property
+    def compose_2(self) -> Path:
+        return self._directory / "docker-compose-2"
+
+    def set_proxies(self, **proxies: str) -> None:
+        """Do what people behind a proxy do to Docker's client; without arguments, undo it."""
+        config = Path(self.environ["HOME"]) / ".docker" / "config.json"
+        config.parent.mkdir(exist_ok=True)
+        config.write_text(json.dumps({"proxies": {"default": proxies}} if proxies else {}))
+
     def left_behind(self) -> list[str]:
         """Return what is there that should not be, once the daemons have ended; removes the empty cgroups."""
         left = []
@@ -226,11 +245,12 @@ class Docker:
 
 
 class Deployment:
-    """The project as a customer has it: in a directory of its own, with an .env, managed by docker-compose."""
+    """The project as a customer has it: in a directory of its own, with an .env, managed by Docker Compose."""
 
-    def __init__(self, docker: Docker, namespace: str, directory: Path, ca: Path) -> None:
+    def __init__(self, docker: Docker, namespace: str, directory: Path, ca: Path, compose: str) -> None:
         self.directory = directory / "mexc-pipeline"
-        self._docker = docker
+        self.set_proxies = docker.set_proxies
+        self._docker, self._compose = docker, compose
         self._namespace = namespace
         ignored = shutil.ignore_patterns(
             ".*_cache", ".git", ".hypothesis", "__pycache__", "venv", "*-data", "journal", ".env"
@@ -254,8 +274,8 @@ class Deployment:
         (self.directory / "dockerignore").rename(self.directory / ".dockerignore")
 
     def compose(self, command: str, check: bool = True) -> str:
-        """Run docker-compose with the arguments in `command`, in the project's directory."""
-        words = ["docker-compose", "--ansi", "never", *command.split()]
+        """Run Docker Compose with the arguments in `command`, in the project's directory."""
+        words = [self._compose, "--ansi", "never", *command.split()]
         return self._docker.run(*words, check=check, cwd=self.directory, **self.environ)
 
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -276,9 +296,9 @@ class Deployment:
         assert isinstance(state, dict)
         return str(state["Health"]["Status"])
 
-    def docker(self, *command: str) -> str:
+    def docker(self, *command: str, check: bool = True) -> str:
         """Run docker."""
-        return self._docker.run("docker", *command)
+        return self._docker.run("docker", *command, check=check)
 
     def records(self) -> dict[str, int]:
         """Return the number of records per table, as verif.py reports them; none where it cannot."""
@@ -301,26 +321,45 @@ class Deployment:
         return self._docker.data / "volumes" / f"{self.directory.name}_{name}" / "_data"
 
 
+COMPOSE = ("1.29", "2")
+"""The versions of Docker Compose that are tried: that of Debian 12, and of Debian 13."""
+
+
 @contextmanager
-def deployment() -> Iterator[tuple[Deployment, Path]]:
-    """Yield the project, its images built, on a Docker host, and the exchange's log."""
+def docker_with_images() -> Iterator[Docker]:
+    """Yield Docker with all images, and see to it that nothing of it is left."""
     directory = Path(tempfile.mkdtemp(prefix="docker-"))  # short: a socket's path has at most 107 characters
-    certificates = directory / "internet"
-    certificates.mkdir()
     docker = Docker(directory)
     try:
-        with network() as (host, world), internet(world, certificates) as log:
-            project = Deployment(docker, host, directory, certificates / "ca.crt")
-            with docker.daemon(None, "--iptables=false", "--ip-forward=false"):
-                docker.make_base_image()
-                project.configure(CLICKHOUSE_PASSWORD="x")
+        docker.fetch_compose()
+        with docker.daemon(None, "--iptables=false", "--ip-forward=false"):
+            docker.make_base_image()
+            for version in COMPOSE:
+                project = Deployment(docker, "", directory / f"build-{version}", directory, compose(docker, version))
+                project.configure(CLICKHOUSE_PASSWORD="x", CLICKHOUSE_COLLECTOR_PASSWORD="x")
                 project.build()
-            with docker.daemon(host, "--dns", DNS, "--default-address-pool", "base=10.99.0.0/16,size=24"):
-                yield project, log
-                project.compose("down --volumes", check=False)
-                assert docker.run("docker", "ps", "--all", "--quiet") == ""
-                assert docker.run("docker", "volume", "ls", "--quiet") == ""
+        yield docker
         left = docker.left_behind()
         assert not left, left
     finally:
         shutil.rmtree(directory)
+
+
+def compose(docker: Docker, version: str) -> str:
+    """Return the command of that version of Docker Compose."""
+    return "docker-compose" if version == "1.29" else str(docker.compose_2)
+
+
+@contextmanager
+def deployment(docker: Docker, version: str) -> Iterator[tuple[Deployment, Path]]:
+    """Yield the project on a Docker host with an internet around it, and the exchange's log."""
+    directory = docker.directory / f"compose-{version}"
+    certificates = directory / "internet"
+    certificates.mkdir(parents=True)
+    with network() as (host, world), internet(world, certificates) as log:
+        project = Deployment(docker, host, directory, certificates / "ca.crt", compose(docker, version))
+        with docker.daemon(host, "--dns", DNS, "--default-address-pool", "base=10.99.0.0/16,size=24"):
+            yield project, log
+            project.compose("down --volumes", check=False)
+            assert docker.run("docker", "ps", "--all", "--quiet") == ""
+            assert docker.run("docker", "volume", "ls", "--quiet") == ""

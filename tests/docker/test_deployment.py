@@ -21,7 +21,7 @@ from tests.docker.dockerlab import CLICKHOUSE_IMAGE, HOST, PASSWORD, USER, Deplo
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
-DATABASE_PASSWORD = "0123456789abcdef"
+DATABASE_PASSWORD, COLLECTOR_PASSWORD = "0123456789abcdef", "fedcba9876543210"
 CLIENTS = {"btc-client": "btc", "eth-client": "eth", "sol-client": "sol"}
 README_COMMAND = "exec -T {} curl -s https://ipinfo.io/ip"  # -T: there is no terminal
 IN_FLIGHT = 20  # rows at the end of a connection that the exchange sent and nobody read
@@ -29,7 +29,8 @@ tunnel_losses: list[int] = []  # when, ms since the epoch; what is sent on from 
 
 
 def configure(project: Deployment, **settings: str) -> None:
-    project.configure(CLICKHOUSE_PASSWORD=DATABASE_PASSWORD, CLICKHOUSE_IMAGE=CLICKHOUSE_IMAGE, **settings)
+    passwords = {"CLICKHOUSE_PASSWORD": DATABASE_PASSWORD, "CLICKHOUSE_COLLECTOR_PASSWORD": COLLECTOR_PASSWORD}
+    project.configure(**passwords, CLICKHOUSE_IMAGE=CLICKHOUSE_IMAGE, **settings)
 
 
 def up(project: Deployment) -> None:
@@ -91,6 +92,95 @@ def test_the_collector_is_an_ordinary_user(project: Deployment) -> None:
     assert [line.split()[1] for line in processes if "python3 btcdat.py" in line and "entrypoint" not in line] == [
         "1000"
     ]
+
+
+def python_in(project: Deployment, service: str, script: str, user: str = "collector") -> str:
+    """Run Python in a service's container, with its environment; return what it printed, errors included."""
+    identity = str(project.container(service)["Id"])
+    return project.docker("exec", "--user", user, identity, "python3", "-c", script, check=False)
+
+
+TRY_TO_WRITE = """
+import os
+for folder, _, files in os.walk("/"):
+    if folder.startswith(("/proc", "/sys")):
+        continue
+    try:
+        with open(os.path.join(folder, ".tried"), "w"):
+            os.unlink(os.path.join(folder, ".tried"))
+        print(folder)
+    except OSError:
+        pass
+    for name in files:
+        if os.access(os.path.join(folder, name), os.W_OK) and not folder.startswith("/dev"):  # devices
+            print(os.path.join(folder, name))
+"""
+
+
+def test_a_collector_can_write_nowhere_but_to_its_volume(project: Deployment) -> None:
+    found = python_in(project, "btc-client", TRY_TO_WRITE).splitlines()
+    assert "/journal" in found
+    assert [path for path in found if path.split("/")[1] != "journal"] == []
+
+
+def test_a_tool_can_write_nowhere(project: Deployment) -> None:
+    """Its root could, were the file system not read-only; what Docker keeps in memory is left."""
+    found = python_in(project, "compaction", TRY_TO_WRITE, "root").splitlines()
+    assert {"/".join(path.split("/")[:3]) for path in found} <= {"/dev", "/dev/shm", "/dev/mqueue", "/dev/pts"}
+
+
+def test_no_process_can_gain_rights(project: Deployment) -> None:
+    status = "print(open('/proc/self/status').read())"
+    for service in ("compaction", *CLIENTS):
+        said = python_in(project, service, status)
+        assert "NoNewPrivs:\t1" in said
+        assert "CapEff:\t0000000000000000" in said
+        limit = project.container(service)["HostConfig"]
+        assert isinstance(limit, dict)
+        assert limit["PidsLimit"] == 200
+
+
+def test_the_servers_password_reaches_no_collector(project: Deployment) -> None:
+    for service in CLIENTS:
+        assert DATABASE_PASSWORD not in json.dumps(project.container(service))
+
+
+DROP = """
+from config import load_settings
+from pipeline.store.client import connect
+connect(load_settings()).execute("{} TABLE mexc_data.btc")
+"""
+
+
+def test_a_collector_cannot_drop_a_table(project: Deployment) -> None:
+    """The stand-in for the server has one user at a time, so for once it is the collectors'."""
+    project.environ["ONLY_COLLECTOR"] = "1"
+    project.compose("up -d clickhouse")
+    wait_for_health(project, "clickhouse")
+    for service in CLIENTS:
+        wait_for_health(project, service)
+    for word in ("DROP", "TRUNCATE"):
+        assert "Not enough privileges" in python_in(project, "btc-client", DROP.format(word))
+    del project.environ["ONLY_COLLECTOR"]
+    project.compose("up -d clickhouse")
+    wait_for_health(project, "clickhouse")
+    wait_for_more(project, *CLIENTS.values())
+
+
+def test_a_proxy_of_dockers_is_in_nobodys_way(project: Deployment) -> None:
+    project.set_proxies(
+        httpProxy="http://192.0.2.1:1", httpsProxy="http://192.0.2.1:1", noProxy="nordvpn.com,nordcdn.com"
+    )
+    project.compose("up -d --force-recreate clickhouse btc-client")
+    for service in ("clickhouse", "btc-client"):
+        assert "http_proxy=http://192.0.2.1:1" in json.dumps(project.container(service)), "Docker has not told it"
+        wait_for_health(project, service)
+    processes = project.docker("top", str(project.container("btc-client")["Id"]), "-eo", "pid,args").splitlines()
+    project.set_proxies()
+    (collector,) = (line.split()[0] for line in processes if line.split()[1:] == ["python3", "btcdat.py"])
+    assert b"proxy" not in Path(f"/proc/{collector}/environ").read_bytes().lower()
+    project.compose("up -d --force-recreate clickhouse btc-client")
+    wait_for_health(project, "btc-client")
 
 
 def test_nothing_secret_is_in_the_image(project: Deployment) -> None:

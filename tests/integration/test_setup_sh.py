@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
 from config import PROJECT
 
-FILES = ["setup.sh", "requirements-collector.txt", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
+DATA = PROJECT / "tests" / "data" / "deployment"
+FILES = ["setup.sh", "requirements-collector.lock", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
 FILES += ["clickhouse-config-simple.xml", "ch_setup.py", "btcdat.py", "ethdat.py", "soldat.py", "verif.py"]
 TOOLS = "bash awk cat chmod cmp cp df dirname env grep id od rm sed tail tr".split()  # noqa: SIM905
 
@@ -30,7 +32,7 @@ class Machine:
             shutil.copy(PROJECT / name, self.project)
         for name in ("docker", "pipeline"):
             shutil.copytree(PROJECT / name, self.project / name)
-        (self.project / "requirements.txt").write_text("# none\n")
+        (self.project / "requirements.lock").write_text("# none\n")
         for name in TOOLS:
             found = shutil.which(name)
             assert found
@@ -43,7 +45,7 @@ class Machine:
         python.parent.mkdir(parents=True)
         python.write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
         python.chmod(0o755)
-        shutil.copy(self.project / "requirements.txt", self.project / "venv" / "requirements.installed")
+        shutil.copy(self.project / "requirements.lock", self.project / "venv" / "requirements.installed")
 
     def command(self, name: str, script: str) -> None:
         """Add a command, or replace it."""
@@ -92,9 +94,11 @@ def test_a_bare_machine_gets_an_environment_and_settings(bare: Machine) -> None:
     assert subprocess.run([python, "-c", ""], check=False).returncode == 0
     assert stat.S_IMODE(bare.env.stat().st_mode) == 0o600
     text = bare.env.read_text()
-    password = re.search(r"^CLICKHOUSE_PASSWORD=([0-9a-f]{40})$", text, re.MULTILINE)
-    assert password
-    assert text.replace(password[1], "") == (PROJECT / ".env.example").read_text()
+    passwords = re.findall(r"^CLICKHOUSE_(?:COLLECTOR_)?PASSWORD=([0-9a-f]{40})$", text, re.MULTILINE)
+    assert len(set(passwords)) == 2
+    for password in passwords:
+        text = text.replace(password, "")
+    assert text == (PROJECT / ".env.example").read_text()
 
 
 def test_the_next_run_changes_nothing(machine: Machine) -> None:
@@ -110,10 +114,10 @@ def test_the_next_run_changes_nothing(machine: Machine) -> None:
 
 
 def test_new_requirements_are_installed(machine: Machine) -> None:
-    (machine.project / "requirements.txt").write_text("./no-such-package\n")
+    (machine.project / "requirements.lock").write_text("./no-such-package\n")
     code, output = machine.setup()
     assert code == 1
-    assert "[missing] the packages in requirements.txt could not be installed" in output
+    assert "[missing] the packages in requirements.lock could not be installed" in output
     assert machine.setup()[0] == 1, "a failed installation is tried again"
 
 
@@ -129,6 +133,80 @@ def test_what_the_user_wrote_into_env_stays(machine: Machine) -> None:
     assert stat.S_IMODE(machine.env.stat().st_mode) == 0o600
     machine.setup()
     assert machine.env.read_text() == text
+
+
+@pytest.mark.parametrize("name", ["env-quoted-empty", "env-crlf-empty"])
+def test_what_is_empty_to_the_collectors_is_empty(machine: Machine, name: str) -> None:
+    shutil.copy(DATA / name, machine.env)
+    code, output = machine.setup()
+    assert code == 0
+    assert "[missing] VPN credentials" in output
+    assert "[ok]      .env: added a random CLICKHOUSE_PASSWORD" in output
+    values = dotenv_values(machine.env)
+    assert values["NORDVPN_USER"] == values["NORDVPN_PASS"] == ""
+    assert re.fullmatch("[0-9a-f]{40}", values["CLICKHOUSE_PASSWORD"] or "")
+
+
+FORMS = r"""NAME=
+NAME=x
+NAME = x
+  export NAME="x"
+NAME=''
+NAME=""
+NAME=\t
+NAME=\r
+NAME=x\r
+NAME=''\r
+NAME='' # note
+NAME='x' # note
+NAME=   # note
+NAME=\t#note
+NAME=#x
+NAME=x#y
+NAME=x # note
+NAME=" "
+NAME="a \\" b"
+NAME='#'
+NAME='x'y
+NAME="x
+'NAME'=x
+#NAME=x
+# NAME=x
+ANOTHER_NAME=x
+NAME_2=x
+\ufeffNAME=x
+NAME=x\nNAME=
+NAME=\nNAME=x
+NAME=x\nNAME='y
+NAME=\rNAME=x\r""".splitlines()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_env_is_read_as_python_dotenv_reads_it(machine: Machine, form: str) -> None:
+    text = form.replace("NAME", "CLICKHOUSE_PASSWORD").encode().decode("unicode_escape")
+    machine.env.write_bytes(f"{text}\n".encode())
+    is_set = bool(dotenv_values(machine.env).get("CLICKHOUSE_PASSWORD"))
+    code, output = machine.setup()
+    assert code == 0
+    assert ("added a random CLICKHOUSE_PASSWORD" not in output) == is_set
+    assert dotenv_values(machine.env)["CLICKHOUSE_PASSWORD"]
+
+
+def test_a_note_in_place_of_a_value_is_said(machine: Machine) -> None:
+    machine.env.write_text("NORDVPN_USER=   # note\nNORDVPN_PASS=x # note\nFLUSH_INTERVAL=\t# note\n")
+    _, output = machine.setup()
+    said = re.findall(r"\[missing\] \.env: (\w+) has a note and no value; .*: give it a line of its own", output)
+    assert said == ["NORDVPN_USER", "FLUSH_INTERVAL"]
+    assert "[missing] VPN credentials" in output
+
+
+def test_the_accounts_own_credentials_are_said(machine: Machine) -> None:
+    machine.env.write_text("NORDVPN_USER=me@example.com\nNORDVPN_PASS=secret\n")
+    _, output = machine.setup()
+    assert "[missing] VPN credentials: NORDVPN_USER is an e-mail address" in output
+    (machine.project / "docker-compose.override.yml").write_text("      VPN_CONFIG: /vpn/us.ovpn\n")
+    _, output = machine.setup()
+    assert "[ok]      .env: VPN credentials" in output, "another provider's user may be called so"
 
 
 def test_an_old_python_is_said(machine: Machine) -> None:
@@ -156,13 +234,23 @@ def test_a_full_disk_is_said(machine: Machine) -> None:
     assert "[missing] free disk: 1024 MB here, at least 2 GB are needed" in output
 
 
+def docker(version: str) -> str:
+    """Return a Docker of that version, without its compose plug-in."""
+    return f"case $1 in info) ;; version) echo {version} ;; *) exit 1 ;; esac"
+
+
 @pytest.mark.parametrize(
     ("docker", "docker_compose", "said"),
     [
         ("exit 1", None, "[missing] Docker is installed, but does not answer"),
-        ("[[ $1 == info ]]", None, "[missing] docker-compose: sudo apt-get install docker-compose"),
-        ("exit 0", None, "[ok]      docker compose: type it with a blank"),
-        ("[[ $1 == info ]]", "exit 0", "[ok]      docker-compose\n"),
+        ("[[ $1 == info ]]", None, "[missing] Docker Compose: sudo apt-get install docker-compose-v2"),
+        ("exit 0", None, "[ok]      docker compose\n"),
+        ("exit 0", "echo 1.29.2", "[ok]      docker compose\n"),
+        (docker("20.10.24+dfsg1"), "echo 1.29.2", "[ok]      docker-compose: type it, with the dash"),
+        (docker("24.0.7"), "echo 1.29.2", "[ok]      docker-compose: type it, with the dash"),
+        (docker("25.0.3"), "echo 1.29.2", "[missing] docker-compose 1.29.2 cannot replace containers with Docker 25"),
+        (docker("29.1.0"), "echo 1.29.2", "KeyError: 'ContainerConfig'"),
+        (docker("29.1.0"), "echo 2.40.3", "[ok]      docker-compose: type it, with the dash"),
     ],
 )
 def test_what_there_is_of_docker_is_said(machine: Machine, docker: str, docker_compose: str | None, said: str) -> None:
@@ -177,8 +265,8 @@ def test_what_there_is_of_docker_is_said(machine: Machine, docker: str, docker_c
 @pytest.mark.parametrize("command", ["docker compose", "docker-compose"])
 def test_images_are_made_on_demand(machine: Machine, command: str) -> None:
     log = machine.project / "log"
-    for name in {"docker", command.split()[-1]} - {"compose"}:
-        machine.command(name, f'echo "{name} $*" >>"{log}"')
+    machine.command("docker", f'echo "docker $*" >>"{log}"; [[ $1 != compose || "{command}" == "docker compose" ]]')
+    machine.command("docker-compose", f'echo "docker-compose $*" >>"{log}"')
     assert machine.setup()[0] == 0
     assert "pull" not in log.read_text()
     code, output = machine.setup("--docker")
@@ -189,7 +277,7 @@ def test_images_are_made_on_demand(machine: Machine, command: str) -> None:
 def test_images_cannot_be_made_without_docker(machine: Machine) -> None:
     code, output = machine.setup("--docker")
     assert code == 1
-    assert "[missing] --docker needs Docker and docker-compose" in output
+    assert "[missing] --docker needs Docker and Docker Compose" in output
 
 
 def test_unknown_arguments_are_refused(machine: Machine) -> None:

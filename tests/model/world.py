@@ -75,6 +75,7 @@ class World:
         "put_the_copy_back",
         "table_loses_a_row",
         "reset",
+        "reset_unnoticed",
         "somebody_writes",
     )
 
@@ -153,16 +154,21 @@ class World:
             if lost not in self._can_come_again():
                 self._excused.add(lost)
                 self._has_copy = False  # it counts that row
+            elif not self.table.content and self._position.token != f"token {self.table.token}":
+                self._excused |= self._not_waiting()  # nothing is left that tells what it had
         self._table.doubt()
 
     def reset(self) -> None:
         """ch_setup.py --reset. What the old table had, or was known to have, need not be in the new one."""
-        waiting = {int(m) for _, _, m in self._position.pending(10**6)}
-        self._excused |= set(self.table.content) | (set(range(1, self._newest + 1)) - waiting)
+        self.reset_unnoticed()
+        self._table.doubt()
+
+    def reset_unnoticed(self) -> None:
+        """The same in between two INSERTs, so that the next one goes to the new table as if it were the old one."""
+        self._excused |= set(self.table.content) | self._not_waiting()
         self.table.content = []
         self.table.token += 1
         self._has_copy = False  # from before a reset, it would bring back what the old table had
-        self._table.doubt()
 
     def somebody_writes(self) -> None:
         """A row of somebody else, while no INSERT is in doubt; and the collector asks before it ends for any reason."""
@@ -249,6 +255,10 @@ class World:
         with suppress(Unreachable):
             self._table.append_pending()
         self.table.fate = "stored"
+
+    def _not_waiting(self) -> set[int]:
+        """Return the rows that the table is known to hold."""
+        return set(range(1, self._newest + 1)) - {int(m) for _, _, m in self._position.pending(10**6)}
 
     def _can_come_again(self) -> set[int]:
         """Return the rows that the journal has for a table that lost them."""

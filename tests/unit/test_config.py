@@ -29,6 +29,8 @@ DEFAULTS = {
     "CLICKHOUSE_PORT": 9000,
     "CLICKHOUSE_USER": "default",
     "CLICKHOUSE_PASSWORD": "",
+    "CLICKHOUSE_SECURE": 0,
+    "CLICKHOUSE_CA": "",
     "CLICKHOUSE_DATABASE": "mexc_data",
     "JOURNAL_DIR": "journal",
     "KLINES_DIR": "klines",
@@ -52,6 +54,8 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("CLICKHOUSE_PORT", "9440", 9440),
     ("CLICKHOUSE_USER", "writer", "writer"),
     ("CLICKHOUSE_PASSWORD", " of = and # too ", " of = and # too "),
+    ("CLICKHOUSE_SECURE", "1", 1),
+    ("CLICKHOUSE_CA", "/etc/ssl/own.pem", "/etc/ssl/own.pem"),
     ("CLICKHOUSE_DATABASE", "Archive_2", "Archive_2"),
     ("JOURNAL_DIR", "/var/lib/journal", "/var/lib/journal"),
     ("KLINES_DIR", "/var/cache/klines", "/var/cache/klines"),
@@ -83,9 +87,11 @@ UNUSABLE = [
     ("CLICKHOUSE_PORT", "native"),
     ("CLICKHOUSE_PORT", "0"),
     ("CLICKHOUSE_PORT", "65536"),
+    ("CLICKHOUSE_SECURE", "yes"),
     ("CLICKHOUSE_DATABASE", "mexc-data"),
     ("CLICKHOUSE_DATABASE", "2mexc"),
     ("CLICKHOUSE_DATABASE", "a; DROP DATABASE b"),
+    ("JOURNAL_DIR", "~nobody-is-called-so/x"),
     ("JOURNAL_MAX_MB", "0"),
     ("JOURNAL_MAX_MB", "1GB"),
     ("PING_INTERVAL", "0"),
@@ -178,6 +184,24 @@ def test_a_value_out_of_range_is_told_the_range() -> None:
         load_settings({"MAX_ERROR_COUNT": "0"}, None)
     with pytest.raises(ConfigError, match=r"^PING_INTERVAL=0 is out of range: 0.001 to 1000000000$"):
         load_settings({"PING_INTERVAL": "0"}, None)
+
+
+@pytest.mark.parametrize("text", ["~/x", "~"])
+def test_a_tilde_is_the_home_folder(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_settings({"JOURNAL_DIR": text}, None).journal_dir == text.replace("~", "/home/me")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffCLICKHOUSE_PORT=9001\nCLICKHOUSE_USER=a",
+        "CLICKHOUSE_PORT=9001 # note\r\nCLICKHOUSE_USER='a'\r\nJOURNAL_DIR=''\r\nCLICKHOUSE_PASSWORD=   # note",
+    ],
+)
+def test_dotenv_is_read_whatever_editor_wrote_it(text: str, tmp_path: Path) -> None:
+    found = settings({}, write(tmp_path / ".env", text))
+    assert found == DEFAULTS | {"CLICKHOUSE_PORT": 9001, "CLICKHOUSE_USER": "a"}
 
 
 def test_a_dotenv_that_is_no_text_is_one_line_that_names_it(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 # Plays the collector: tries every way to the exchange, over and over, and says what it reached. The payload is "LEAK",
 # so that a packet that carries it outside the tunnel can be told from OpenVPN's own.
 #
-# PLAY=idle only waits; PLAY=deaf does not listen to SIGTERM; PLAY=exit7 ends by itself.
+# PLAY=idle only waits; PLAY=deaf does not listen to SIGTERM; PLAY=exit7 ends by itself; PLAY=environment tells it.
 set -u
 
 trap '[[ ${PLAY:-} == deaf ]] || { echo "collector: drained"; exit 0; }' TERM
@@ -13,6 +13,10 @@ try() {
 
 echo "collector: $(id -un), credentials '${NORDVPN_USER:-}${NORDVPN_PASS:-}', $(grep CapEff /proc/self/status)"
 [[ ${PLAY:-} != exit7 ]] || exit 7
+if [[ ${PLAY:-} == environment ]]; then
+  env | sed 's/^/collector: /'
+  exit
+fi
 while [[ ${PLAY:-} == idle ]]; do
   sleep 1 &
   wait $!

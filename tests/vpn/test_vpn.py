@@ -224,6 +224,57 @@ def test_any_other_provider_but_not_its_hooks(world: World, client: Client) -> N
     assert_no_leak(world)
 
 
+def test_options_that_openvpn_no_longer_has_are_left_out_where_that_is_harmless(world: World, client: Client) -> None:
+    world.start_server(FIRST)
+    dead = "".join(f"{option}\n" for option in ("keysize 256", "ncp-disable", "key-method 2", "ip-win32 dynamic"))
+    (client.tmp / "other.ovpn").write_text(world.configuration(FIRST) + dead)
+    client.start(VPN_CONFIG="/tmp/other.ovpn", PLAY="exit7")
+    client.wait_for("VPN: /tmp/other.ovpn: left out of the configuration: ip-win32 key-method keysize ncp-disable")
+    client.wait_for("VPN connected successfully")
+    assert client.wait() == 7
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        # Without it, any server of this provider would do, so it is not for us to leave out.
+        ("tls-remote vpn.example", "Options error: Unrecognized option or missing or extra parameter(s)"),
+        ("ca /tmp/none.crt", "Options error: --ca fails with '/tmp/none.crt': No such file or directory"),
+        ("remote-cert-tls", "missing or extra parameter(s) in /dev/shm/"),
+    ],
+)
+def test_a_configuration_that_openvpn_does_not_take_is_told_in_its_words(
+    world: World, client: Client, line: str, words: str
+) -> None:
+    (client.tmp / "other.ovpn").write_text(f"{world.configuration(FIRST)}{line}\n")
+    client.start(VPN_CONFIG="/tmp/other.ovpn")
+    assert client.wait() == REFUSED_TO_START
+    assert words in client.output
+    assert "the configuration cannot be used" in client.output
+    assert "collector: nobody" not in client.output
+
+
+def test_a_file_that_is_missing_is_named(world: World, client: Client) -> None:
+    text = re.sub("<tls-auth>.*</tls-auth>\n", "tls-auth /vpn/ta.key", world.configuration(FIRST), flags=re.DOTALL)
+    (client.tmp / "other.ovpn").write_text(text)
+    client.start(VPN_CONFIG="/tmp/other.ovpn")
+    client.wait_for(f"VPN: no tunnel to {SERVERS[FIRST]}: Cannot pre-load keyfile (/vpn/ta.key)")
+
+
+def test_with_a_vpn_the_collector_knows_no_proxy(world: World, client: Client) -> None:
+    world.start_server(FIRST)
+    names = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
+    proxies = {each: "proxy.example:3128" for name in names for each in (name, name.upper())}
+    proxies |= {"no_proxy": "*", "NO_PROXY": "*", "PLAY": "environment"}  # root asks NordVPN directly
+    client.start(**proxies)
+    assert client.wait() == 0
+    assert "collector: PLAY=environment" in client.output
+    assert "proxy" not in client.output.lower()
+    client.start(**proxies, NORDVPN_USER="", NORDVPN_PASS="")  # the control
+    assert client.wait() == 0
+    assert "collector: https_proxy=proxy.example:3128" in client.output
+
+
 # ---- the end of a tunnel
 
 
@@ -396,6 +447,9 @@ def test_clickhouse_may_come_back_with_another_address(world: World, client: Cli
     ("setting", "complaint"),
     [
         ({"NORDVPN_PASS": ""}, "one is set without the other"),
+        ({"NORDVPN_USER": "me@example.com"}, "NORDVPN_USER is an e-mail address, which is the account's"),
+        ({"NORDVPN_USER": "# note"}, "NORDVPN_USER is a note, not a value: give it a line of its own in .env"),
+        ({"NORDVPN_PASS": "# note"}, "NORDVPN_PASS is a note, not a value: give it a line of its own in .env"),
         ({"VPN_COUNTRY": "us;reboot"}, "VPN_COUNTRY=us;reboot is not"),
         ({"VPN_PROTOCOL": "icmp"}, "VPN_PROTOCOL=icmp is neither"),
         ({"VPN_SERVER": "../us1"}, "VPN_SERVER=../us1 is not"),

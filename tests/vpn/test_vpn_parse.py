@@ -10,6 +10,10 @@ from types import ModuleType
 
 import pytest
 
+from config import PROJECT
+
+DATA = PROJECT / "tests" / "data" / "deployment"
+
 
 @pytest.fixture(scope="module")
 def parse() -> ModuleType:
@@ -101,11 +105,39 @@ def test_what_would_undo_the_scripts_own_options_is_left_out(parse: ModuleType, 
     assert parse.clean_config(f"{CLIENT}{line}\n")[1] == "client\n"
 
 
+@pytest.mark.parametrize("line", ["keysize 256", "ncp-disable", "key-method 2", "ip-win32 dynamic", "tap-sleep 5"])
+def test_what_openvpn_no_longer_has_is_left_out_and_named(parse: ModuleType, line: str) -> None:
+    assert parse.clean_config(f"{CLIENT}{line}\n")[1:] == ("client\n", [line.split()[0]])
+
+
+def test_what_makes_a_connection_safe_is_never_left_out(parse: ModuleType) -> None:
+    assert parse.clean_config(f"{CLIENT}tls-remote vpn.example\n")[1] == "client\ntls-remote vpn.example\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "remotes", "left_out"),
+    [
+        ("keysize.ovpn", ["vpn.example.com 1194 udp"], ["keysize"]),
+        ("tls-client-pull.ovpn", ["vpn.example.com 1194 udp"], ["script-security"]),
+    ],
+)
+def test_configurations_of_others_are_taken(parse: ModuleType, name: str, remotes: list[str], left_out: str) -> None:
+    found = parse.clean_config((DATA / name).read_text())
+    assert (found[0], found[2]) == (remotes, left_out)
+
+
+@pytest.mark.parametrize("lines", ["client", "tls-client\npull", "pull\ntls-client"])
+def test_a_client_may_be_called_by_either_name(parse: ModuleType, lines: str) -> None:
+    assert parse.clean_config(f"{lines}\nremote a.example\n")[1] == f"{lines}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("<html><body>Too many requests</body></html>\n", "line 1 is not an OpenVPN option"),
         ("", "no line 'client'"),
+        ("tls-client\nremote 198.51.100.1 1194\n", "no line 'client'"),
+        ("pull\nremote 198.51.100.1 1194\n", "no line 'client'"),
         ("remote 198.51.100.1 1194\n", "no line 'client'"),
         (CLIENT + '"up" /hook\n', "line 4 is not an OpenVPN option"),
         (CLIENT + "u\\p /hook\n", "line 4 is not an OpenVPN option"),

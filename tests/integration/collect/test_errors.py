@@ -121,7 +121,8 @@ def test_a_port_of_something_else_is_one_line_and_exit_code_2(collect: Collect) 
         server.shutdown()
     assert explained(collector, "ClickHouse") == [
         f"ClickHouse at 127.0.0.1:{server.server_port} does not speak the native protocol:"
-        " check CLICKHOUSE_PORT (9000, unless it was changed)"
+        " check CLICKHOUSE_PORT (9000, unless it was changed);"
+        " where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
     ]
 
 
@@ -304,6 +305,26 @@ def test_a_later_second_ctrl_c_ends_it_too(collect: Collect) -> None:
     eventually(lambda: len(collector.lines) > before, "another try")
     collector.send(signal.SIGINT)
     assert collector.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
+    stack: Stack, exchange: Exchange, tmp_path: Path, number: int
+) -> None:
+    env = stack.env | {"MEXC_WS_URL": exchange.url, "JOURNAL_DIR": str(tmp_path / "journal")}
+    ends = set()
+    for tenths in range(2, 14):
+        with subprocess.Popen(
+            [sys.executable, "btcdat.py"], cwd=PROJECT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as collector:
+            time.sleep(tenths / 20)
+            collector.send_signal(number)
+            _, complaint = collector.communicate(timeout=30)
+        # Python itself, before it runs a line of the script, has words of its own.
+        assert b"btcdat.py" not in complaint, complaint
+        ends.add(collector.returncode)
+    assert ends <= {0, -number, 1 if number == signal.SIGINT else 0}
+    assert 0 in ends, "at least the last one was up"
 
 
 # Nobody takes its lines

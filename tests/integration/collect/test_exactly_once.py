@@ -402,6 +402,28 @@ def test_after_a_reset_waiting_rows_go_to_the_new_table_and_stored_ones_do_not_c
     assert writer.said == ["mexc_data.btc was reset: it holds 5 rows; 3 waiting rows go there"]
 
 
+def test_rows_that_a_new_table_took_unnoticed_and_lost_are_sent_again(own_writer: Writer) -> None:
+    own_writer.take(numbered(1, 10))
+    own_writer.store()
+    own_writer.stack.setup("--reset", "--yes")
+    own_writer.take(numbered(11, 15))
+    own_writer.store()  # on the old connection, to which the table looks the same
+    backup = {path: path.read_bytes() for path in own_writer.stack.data.glob("store/b7c/*/*")}
+    own_writer.take(numbered(16, 20))
+    own_writer.store()
+    own_writer.stack.processes[0].stop(signal.SIGKILL)
+    for path, content in backup.items():
+        path.write_bytes(content)
+    own_writer.stack.clickhouse()
+    own_writer.take(numbered(21, 22))
+    own_writer.store()
+    assert own_writer.stack.rows() == numbered(11, 22)
+    assert own_writer.said == [
+        "mexc_data.btc was reset: it holds 5 rows; 7 waiting rows go there",
+        "mexc_data.btc lost its last 5 rows: sending them again",
+    ]
+
+
 def test_a_new_journal_goes_on_after_what_the_table_holds(writer: Writer) -> None:
     writer.take(numbered(1, 10))
     writer.store()

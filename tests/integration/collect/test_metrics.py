@@ -416,3 +416,13 @@ def test_prometheus_itself_takes_it_all(running: Stack, tmp_path: Path) -> None:
             assert found or expression.endswith("> 0") or "compaction" in expression, where
         assert metrics.collector.stop() == 0
         eventually(lambda: alerts() == {"CollectorDown": "pending"}, "an alert")
+
+
+@pytest.mark.prometheus
+@pytest.mark.parametrize("name", ["alerts-first-sample.yml", "alerts-later.yml"])
+def test_an_alert_sees_what_a_counter_has_when_it_is_first_asked(name: str, tmp_path: Path) -> None:
+    for file in (PROJECT / "tests" / "data" / "deployment" / name, MONITORING / "prometheus" / "alerts.yml"):
+        shutil.copy(file, tmp_path)
+    command = ["promtool", "test", "rules", name]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr

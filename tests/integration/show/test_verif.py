@@ -8,9 +8,11 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -21,6 +23,7 @@ from config import ALL_CONFIGS, PROJECT
 from pipeline.human import human_size
 from pipeline.store.storage import Storage, TableStorage
 from tests.integration.store.test_compact import begin_statement
+from tests.limited_clickhouse import limited
 from tests.stack import Process, Stack, free_port, open_stack
 from verif import replace_file, report
 
@@ -122,6 +125,7 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
             "index_mrk": files[1],
             "total_bytes": sum(file or 0 for file in files),
             "blocks": blocks,
+            "hidden": 0,
             "small_blocks": max(0, blocks - 1),
             "block_memory": 450 * blocks,
         }
@@ -157,6 +161,18 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
+
+
+def test_it_says_which_records_this_user_cannot_read(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        fill(stack, "btc", "t", 13)
+        fill(stack, "btc", "d", 323)
+        limited(stack, hidden={"btc": "mt != 't'"})
+        text = stack.run("verif.py").output
+        assert "Total records appended: 323\n" in text
+        assert "\n  btc has 13 records more, which this user cannot read: see its row policies, and max_rows_" in text
 
 
 def test_a_compacted_table_has_no_small_blocks(tmp_path: Path) -> None:
@@ -290,8 +306,61 @@ def test_a_port_of_something_else_is_one_line(stack: Stack) -> None:
     assert verif.wait() == 1
     assert verif.lines == [
         f"ClickHouse at 127.0.0.1:{server.server_port} does not speak the native protocol:"
-        " check CLICKHOUSE_PORT (9000, unless it was changed)"
+        " check CLICKHOUSE_PORT (9000, unless it was changed);"
+        " where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
     ]
+
+
+@contextmanager
+def within_tls(port: int, speaks: bool = True) -> Iterator[int]:
+    """Give a port where what speaks TLS gets to `port`; who does not is told so, or, unless it speaks, cut off."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(PROJECT / "tests" / "data" / "self-signed.pem")
+
+    def carry(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                if not speaks:
+                    client.recv(1)
+                    client.shutdown(socket.SHUT_RDWR)
+                    client.close()
+                    continue
+                with suppress(ssl.SSLError):
+                    client = tls.wrap_socket(client, server_side=True)
+                    server = socket.create_connection(("127.0.0.1", port))
+                    Thread(target=carry, args=(client, server), daemon=True).start()
+                    Thread(target=carry, args=(server, client), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("speaks", [True, False])
+def test_a_port_within_tls_is_told(stack: Stack, speaks: bool) -> None:
+    with within_tls(stack.port, speaks) as port:
+        verif = stack.run("verif.py", CLICKHOUSE_PORT=port)
+    assert verif.wait() == 1
+    assert len(verif.lines) == 1
+    assert re.fullmatch(r"ClickHouse at \S+ .*TLS.*, CLICKHOUSE_SECURE=1", verif.lines[0])
+
+
+def test_clickhouse_within_tls_is_reached(stack: Stack) -> None:
+    ca = PROJECT / "tests" / "data" / "self-signed.pem"
+    with within_tls(stack.port) as port:
+        there = stack.run("verif.py", CLICKHOUSE_PORT=port, CLICKHOUSE_SECURE=1, CLICKHOUSE_CA=ca)
+        unknown = stack.run("verif.py", CLICKHOUSE_PORT=port, CLICKHOUSE_SECURE=1)
+    plain = stack.run("verif.py")
+    assert there.lines == plain.lines
+    assert len(unknown.lines) == 1
+    assert "certificate" in unknown.lines[0]
 
 
 def test_an_unusable_setting_is_one_line(stack: Stack) -> None:
@@ -345,12 +414,13 @@ def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Stack]:
-    """ClickHouse with the tables; all have a row of now."""
+    """ClickHouse with the tables; all have a row of now, of each channel whose silence means something."""
     with open_stack(tmp_path) as opened:
         opened.clickhouse()
         opened.setup()
         for table in ("btc", "eth", "sol"):
-            fill(opened, table, "d", 1)
+            for mt in ("t", "dp"):
+                fill(opened, table, mt, 1)
         yield opened
 
 
@@ -374,6 +444,7 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     assert [symbol["late"] for symbol in newest] == [False, True, True]
     assert 1000 <= newest[1]["age"] < 1100
     assert newest[2]["age"] is None
+    assert newest[2]["channels"]["depth"] == {"ts": None, "age": None, "late": True}
     verif = fresh.run("verif.py", "--max-age", "600", "--quality")
     assert verif.wait() == 3
     assert any("covered" in line or "coverage" in line for line in verif.lines)
@@ -381,6 +452,28 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     verif = fresh.run("verif.py", "--max-age", "1e6")
     assert verif.wait() == 3
     assert "ETH_USDT: there is no table eth, run ch_setup.py" in verif.lines
+
+
+def test_a_channel_that_is_dead_is_late_while_others_flow(fresh: Stack) -> None:
+    for table, ages in {"btc": {"t": 0, "dp": 1000}, "eth": {"d": 0}, "sol": {"t": 0, "dp": 0, "d": 1000}}.items():
+        fresh.query(f"TRUNCATE TABLE mexc_data.{table}")
+        for mt, age in ages.items():
+            fresh.query(f"INSERT INTO mexc_data.{table} SELECT now64(3) - INTERVAL {age} SECOND, '{mt}', '|'")
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 3
+    sol, btc, eth = sorted(verif.lines, key=lambda line: ("SOL", "BTC", "ETH").index(line[:3]))
+    newest = r"_USDT: the newest row is \d+\.\d s old, of 20\S+Z"
+    assert re.fullmatch(rf"BTC{newest}; no depth for 16 min \d+ s", btc)
+    assert re.fullmatch(rf"ETH{newest}; no tickers at all, no depth at all", eth)
+    assert re.fullmatch(rf"SOL{newest}", sol), "deals alone may have nothing to say"
+    verif = fresh.run("verif.py", "--max-age", "600", "--json")
+    assert verif.wait() == 3
+    symbols = json.loads("\n".join(verif.lines[verif.lines.index("{") :]))["newest"]
+    late = [[name for name, channel in each["channels"].items() if channel["late"]] for each in symbols]
+    assert late == [["depth"], ["tickers", "depth"], []]
+    assert [each["late"] for each in symbols] == [True, True, False]
+    assert 1000 <= symbols[0]["channels"]["depth"]["age"] < 1100
+    assert 1000 <= symbols[2]["channels"]["deals"]["age"] < 1100
 
 
 def test_a_table_that_is_being_compacted_is_not_late(fresh: Stack) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -163,6 +164,21 @@ def test_reset_deletes_a_table_that_a_compaction_has_just_renamed(
     after = tables(filled)
     assert [(name, uuid) for name, uuid, *_ in after] == [(name, uuid) for name, uuid, *_ in before]
     assert not {comment for _, _, comment, *_ in after} & {comment for _, _, comment, *_ in before}
+
+
+def test_a_database_that_gives_no_uuids_is_told_what_to_do(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        settings = load_settings(stack.env, dotenv=None)
+        client = connect(settings, query_settings={"allow_deprecated_database_ordinary": 1})
+        client.execute("CREATE DATABASE mexc_data ENGINE = Ordinary")
+        setup = stack.run("ch_setup.py")
+    assert setup.wait() == 1
+    assert re.fullmatch(
+        r"ClickHouse at \S+ reports error 80: .* mexc_data is not Atomic.*:"
+        r" make it anew with ENGINE = Atomic, or give another one in CLICKHOUSE_DATABASE",
+        setup.lines[-1],
+    )
 
 
 def test_several_at_once_on_a_fresh_server(tmp_path: Path) -> None:

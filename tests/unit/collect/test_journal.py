@@ -570,7 +570,7 @@ def test_a_damaged_page_costs_the_rows_on_it(stored: Opened, page: int) -> None:
 def test_every_page_damaged_in_turn(stored: Opened, tmp_path: Path) -> None:
     whole = stored.path.read_bytes()
     pages = len(whole) // PAGE
-    for page in range(0, pages, 40):
+    for page in range(0, pages, 120):
         directory = tmp_path / f"{page}"
         directory.mkdir()
         copy = directory / "btc.db"
