@@ -19,6 +19,7 @@ from tests.web import Answer, Web, serving
 
 PATH = "/api/v1/contract/deals/BTC_USDT"
 GOOD = b'{"success":true,"code":0,"data":[{"p":2384.60,"v":1}]}'
+ZIPPED = gzip.compress(GOOD, mtime=0)
 REFUSED = b'{"success":false,"code":1001,"message":"Contract does not exist!"}'
 TOO_MANY = b'{"success":false,"code":510,"message":"Requests are too frequent, please try again later!"}'
 
@@ -60,7 +61,7 @@ def test_the_data_comes_with_every_digit() -> None:
 
 
 def test_gzip_is_asked_for_and_unpacked() -> None:
-    with answering(gzip.compress(GOOD), Content_Encoding="gzip") as server:
+    with answering(ZIPPED, Content_Encoding="gzip") as server:
         assert client(server.url).get(PATH) == [{"p": "2384.60", "v": "1"}]
         assert server.encodings == ["gzip"]
 
@@ -103,8 +104,8 @@ def test_what_the_setting_ends_with_is_of_no_matter() -> None:
         (GOOD[:20], 200, {"Content-Length": str(len(GOOD))}, "the answer was cut"),
         (b"ff\r\n" + GOOD, 200, {"Transfer-Encoding": "chunked"}, "the answer was cut"),
         (b"zz\r\n" + GOOD, 200, {"Transfer-Encoding": "chunked"}, "the answer was cut"),
-        (gzip.compress(GOOD)[:-9], 200, {}, "the answer is gzip, and cannot be unpacked"),
-        (gzip.compress(GOOD)[:12] + b"x" * 30, 200, {}, "the answer is gzip, and cannot be unpacked"),
+        (ZIPPED[:-9], 200, {}, "the answer is gzip, and cannot be unpacked"),
+        (ZIPPED[:12] + b"x" * 30, 200, {}, "the answer is gzip, and cannot be unpacked"),
         (b"\xff\xfe\x00", 200, {"Content_Encoding": "br"}, r"the answer is no text: \xff\xfe\x00"),
         (gzip.compress(b" " * (17 << 20)), 200, {}, "the answer is gzip, and cannot be unpacked"),
         (b" " * (17 << 20), 200, {}, "the answer is larger than 16 MB"),

@@ -1,10 +1,9 @@
-"""verif.py --audit: rows of the real engine against klines of a real server, and of the simulated exchange."""
+"""verif.py --audit: rows of the real engine against klines of a real server."""
 
 from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from pipeline.times import iso
 from tests.integration.read.test_quality import in_blocks, store
-from tests.stack import Process, Stack, StoredRow, eventually, free_port, open_stack
+from tests.stack import Stack, StoredRow, free_port, open_stack
 from tests.web import Answer, Web, serving
 
 T0 = 1_790_812_800  # 2026-10-01, seconds
@@ -278,22 +277,3 @@ def test_options_that_cannot_be_used_are_refused(served: Stack, options: tuple[s
     process = served.run("verif.py", *options)
     assert process.wait() == 2
     assert "error:" in process.output
-
-
-@pytest.mark.timeout(300)
-def test_collectors_on_the_simulated_exchange_have_all_contracts(stack: Stack) -> None:
-    stack.clickhouse()
-    stack.setup()
-    stack.exchange("--rate", "30")
-    collectors: list[Process] = [stack.collector(name) for name in ("btc", "eth", "sol")]
-    stack.wait_for_rows(50, "sol")
-    first = time.time() // 60 * 60 + 60  # the first whole minute
-    eventually(lambda: time.time() > first + 62, "a minute is over", timeout=130)
-    for collector in collectors:
-        assert collector.stop() == 0
-    process = stack.run("verif.py", "--audit", "--json", "--to", iso(int(first + 60) * 1000))
-    assert process.wait() == 0, process.output
-    for symbol in json.loads(process.output)["audit"]:
-        assert symbol["start"] == iso(int(first) * 1000)
-        assert (symbol["minutes"], symbol["exact"], symbol["percent"]) == (1, 1, 100)
-        assert symbol["contracts"] > 0
