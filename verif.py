@@ -5,8 +5,8 @@ With --quality, how complete and sound they are; with --audit, whether MEXC's ow
 as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
-cannot be used, 3 --max-age was given and a symbol's newest row is older, or it has none; or --audit, and more contracts
-are missing than --audit-tolerance allows.
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or --audit, and
+more contracts are missing than --audit-tolerance allows.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def parse_options() -> argparse.Namespace:
         "--max-age",
         type=_seconds,
         metavar="SECONDS",
-        help="exit with 3 if a symbol's newest row is older, or it has none",
+        help="exit with 3 if a symbol's newest ticker or book is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
     options = parser.parse_args()
@@ -249,19 +249,19 @@ class Reports:
 
     def _report_age(self) -> int:
         from pipeline.read.quality import find_newest
-        from pipeline.show.quality_report import age_as_json, age_line, is_late
+        from pipeline.show.quality_report import age_as_json, age_line, late_channels
 
         self._answer["newest"] = []
         code = 0
+        max_age = self._options.max_age
         for newest in find_newest(self._client, self._database, ALL_CONFIGS):
             now = datetime.now(UTC)
-            late = is_late(newest, self._options.max_age, now)
-            self._answer["newest"].append({**age_as_json(newest, now), "late": late})
-            if late:
-                self._warn(age_line(newest, now))
+            self._answer["newest"].append(age_as_json(newest, max_age, now))
+            if late_channels(newest, max_age, now):
+                self._warn(age_line(newest, max_age, now))
                 code = 3
             else:
-                self._say(age_line(newest, now))
+                self._say(age_line(newest, max_age, now))
         return code
 
     def _write_page(self) -> int:

@@ -32,6 +32,9 @@ from pipeline.times import to_ms
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
 """The channels of market data: message type -> name."""
 
+NEVER_SILENT = ("tickers", "depth")
+"""Those whose silence means that they are cut off; deals are silent where nobody trades."""
+
 DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS = 10_000, 30_000, 10_000
 """How long depth, tickers, or all channels together may be silent before it is a gap."""
 
@@ -169,6 +172,8 @@ class Newest:
     """Whether there is such a table."""
     ts_ms: int | None
     """None if it has no row of market data."""
+    channels: dict[str, int | None]
+    """The same of each channel, by name."""
     being_compacted: bool
     """Whether new rows have to wait, because somebody is compacting the table."""
 
@@ -211,21 +216,24 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
     tomorrow: one of them would hide for good that no more come.
     """
 
-    def read(source: str) -> tuple[int, int]:
-        ((rows, ts_ms),) = client.execute(
-            "WITH mt != 'dl' AND ts < now() + INTERVAL 1 DAY AS counts"
-            f" SELECT countIf(counts), toUnixTimestamp64Milli(maxIf(ts, counts)) FROM {source}"
-            " SETTINGS max_threads = 1"  # each would copy the list of blocks
+    def read(source: str) -> dict[str, int]:
+        return dict(
+            client.execute(
+                f"SELECT mt, toUnixTimestamp64Milli(max(ts)) FROM {source}"
+                " WHERE mt != 'dl' AND ts < now() + INTERVAL 1 DAY GROUP BY mt"
+                " SETTINGS max_threads = 1"  # each would copy the list of blocks
+            )
         )
-        return rows, ts_ms
 
     found = []
     for config in configs:
         name = config["table_name"]
         being_compacted = is_being_compacted(client, database, name)  # first, for it may end meanwhile
         answer = read_table(client, database, name, read)
-        rows, ts_ms = answer or (0, 0)
-        found.append(Newest(config["symbol"], name, answer is not None, ts_ms if rows else None, being_compacted))
+        times = answer or {}
+        channels = {channel: times.get(mt) for mt, channel in CHANNELS.items()}
+        newest = max(times.values(), default=None)
+        found.append(Newest(config["symbol"], name, answer is not None, newest, channels, being_compacted))
     return found
 
 

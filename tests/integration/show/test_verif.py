@@ -414,12 +414,13 @@ def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Stack]:
-    """ClickHouse with the tables; all have a row of now."""
+    """ClickHouse with the tables; all have a row of now, of each channel whose silence means something."""
     with open_stack(tmp_path) as opened:
         opened.clickhouse()
         opened.setup()
         for table in ("btc", "eth", "sol"):
-            fill(opened, table, "d", 1)
+            for mt in ("t", "dp"):
+                fill(opened, table, mt, 1)
         yield opened
 
 
@@ -443,6 +444,7 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     assert [symbol["late"] for symbol in newest] == [False, True, True]
     assert 1000 <= newest[1]["age"] < 1100
     assert newest[2]["age"] is None
+    assert newest[2]["channels"]["depth"] == {"ts": None, "age": None, "late": True}
     verif = fresh.run("verif.py", "--max-age", "600", "--quality")
     assert verif.wait() == 3
     assert any("covered" in line or "coverage" in line for line in verif.lines)
@@ -450,6 +452,28 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     verif = fresh.run("verif.py", "--max-age", "1e6")
     assert verif.wait() == 3
     assert "ETH_USDT: there is no table eth, run ch_setup.py" in verif.lines
+
+
+def test_a_channel_that_is_dead_is_late_while_others_flow(fresh: Stack) -> None:
+    for table, ages in {"btc": {"t": 0, "dp": 1000}, "eth": {"d": 0}, "sol": {"t": 0, "dp": 0, "d": 1000}}.items():
+        fresh.query(f"TRUNCATE TABLE mexc_data.{table}")
+        for mt, age in ages.items():
+            fresh.query(f"INSERT INTO mexc_data.{table} SELECT now64(3) - INTERVAL {age} SECOND, '{mt}', '|'")
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 3
+    sol, btc, eth = sorted(verif.lines, key=lambda line: ("SOL", "BTC", "ETH").index(line[:3]))
+    newest = r"_USDT: the newest row is \d+\.\d s old, of 20\S+Z"
+    assert re.fullmatch(rf"BTC{newest}; no depth for 16 min \d+ s", btc)
+    assert re.fullmatch(rf"ETH{newest}; no tickers at all, no depth at all", eth)
+    assert re.fullmatch(rf"SOL{newest}", sol), "deals alone may have nothing to say"
+    verif = fresh.run("verif.py", "--max-age", "600", "--json")
+    assert verif.wait() == 3
+    symbols = json.loads("\n".join(verif.lines[verif.lines.index("{") :]))["newest"]
+    late = [[name for name, channel in each["channels"].items() if channel["late"]] for each in symbols]
+    assert late == [["depth"], ["tickers", "depth"], []]
+    assert [each["late"] for each in symbols] == [True, True, False]
+    assert 1000 <= symbols[0]["channels"]["depth"]["age"] < 1100
+    assert 1000 <= symbols[2]["channels"]["deals"]["age"] < 1100
 
 
 def test_a_table_that_is_being_compacted_is_not_late(fresh: Stack) -> None:
