@@ -62,8 +62,9 @@ class Proxy:
                 except OSError:
                     client.close()
                     continue
+                for end in (client, server):  # before any thread can close them
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for source, sink, direction in ((client, server, "to server"), (server, client, "to client")):
-                    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     threading.Thread(target=self._forward, args=(source, sink, direction), daemon=True).start()
 
     def _forward(self, source: socket.socket, sink: socket.socket, direction: Direction) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from random import Random
 
@@ -14,7 +15,8 @@ from config import PROJECT
 from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, end_of, joined, must_have_read, places
 from tests.chaos.power import PowerLoss
 from tests.chaos.rounds import FAULTS, Chaos, plan
-from tests.stack import StoredRow, open_stack
+from tests.proxy import open_proxy
+from tests.stack import PATIENCE, StoredRow, open_stack
 
 WRITES = """
 import os
@@ -183,6 +185,18 @@ def test_what_was_read_follows_from_what_was_not() -> None:
     assert must_have_read(rows, 100) == 7
     assert must_have_read(rows, 101) == 6
     assert must_have_read(rows, 5000) == 0
+
+
+def test_the_proxy_goes_on_after_connections_cut_at_their_first_byte() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, open_proxy(server.getsockname()[1]) as proxy:
+        for _ in range(200):
+            proxy.cut_after("to server", 0)
+            with socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE) as client:
+                accepted, _ = server.accept()
+                with accepted, suppress(ConnectionError):
+                    client.sendall(b"hello")
+                    assert client.recv(1) == b""
+        assert proxy.cuts == 200
 
 
 def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
