@@ -281,13 +281,12 @@ class Deployment:
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a script of the project on the Docker host, outside the containers."""
         command = ["ip", "netns", "exec", self._namespace, sys.executable, *arguments]
-        return subprocess.run(
-            command, cwd=self.directory, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
-        )
+        environ = {name: self._docker.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST")}
+        return subprocess.run(command, cwd=self.directory, env=environ, capture_output=True, text=True, check=False)
 
     def container(self, service: str) -> dict[str, object]:
         """Return what `docker inspect` says of a service's container."""
-        identity = self.compose(f"ps -q {service}").strip()
+        identity = self.compose(f"ps --all -q {service}").strip()
         return dict(json.loads(self._docker.run("docker", "inspect", identity))[0])
 
     def health(self, service: str) -> str:
