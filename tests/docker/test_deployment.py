@@ -20,7 +20,7 @@ from config import ALL_CONFIGS
 from pipeline.messages import DEAL, parse_frame
 from tests.docker.dockerlab import CLICKHOUSE_IMAGE, HOST, PASSWORD, USER, Deployment, wait
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 DATABASE_PASSWORD, COLLECTOR_PASSWORD = "0123456789abcdef", "fedcba9876543210"
 CLIENTS = {"btc-client": "btc", "eth-client": "eth", "sol-client": "sol"}

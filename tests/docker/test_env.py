@@ -12,7 +12,7 @@ import pytest
 from config import PROJECT
 from tests.docker.dockerlab import COMPOSE, Docker, compose
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 CASES = PROJECT / "tests" / "data" / "deployment"
 
