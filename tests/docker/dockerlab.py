@@ -334,8 +334,13 @@ class Deployment:
     def rows(self, table: str) -> list[tuple[int, str, str]]:
         """Return a table's rows, in the order in which they were stored."""
         query = f"SELECT toUnixTimestamp64Milli(ts), mt, m FROM mexc_data.{table} SETTINGS max_threads = 1"
-        script = "import json, config, pipeline.store.client as client"
-        script += f"; print(json.dumps(client.connect(config.load_settings()).execute({query!r})))"
+        script = (
+            "import json, clickhouse_driver, config; its = config.load_settings(); client = clickhouse_driver.Client"
+        )
+        script += (
+            "(its.clickhouse_host, its.clickhouse_port, user=its.clickhouse_user, password=its.clickhouse_password)"
+        )
+        script += f"; print(json.dumps(client.execute({query!r})))"
         result = self.python("-c", script)
         assert result.returncode == 0, result.stderr
         return [(ts, mt, m) for ts, mt, m in json.loads(result.stdout)]
