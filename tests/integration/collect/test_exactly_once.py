@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
 from pipeline.store.schema import create_table, drop_table
+from tests.limited_clickhouse import limited
 from tests.proxy import Direction, Proxy, open_proxy
 from tests.stack import Stack, StoredRow
 
@@ -487,3 +489,26 @@ def test_a_server_frozen_amid_an_insert(own_writer: Writer) -> None:
     server.send(signal.SIGCONT)
     own_writer.store()
     assert own_writer.stack.rows() == numbered(1, 7)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"profile": "<max_rows_to_read>50</max_rows_to_read><read_overflow_mode>break</read_overflow_mode>"},
+        {"hidden": {"btc": "mt != 'd'"}},
+    ],
+    ids=["profile", "row policy"],
+)
+def test_a_user_who_cannot_read_all_rows_has_them_all_the_same(own_writer: Writer, limit: dict[str, Any]) -> None:
+    for n in range(1, 201):
+        own_writer.take(numbered(n, n))
+        own_writer.store()
+    server = limited(own_writer.stack, **limit)
+    own_writer.reopen()
+    own_writer.take(numbered(201, 210))
+    own_writer.store()
+    assert own_writer.said == []
+    own_writer.stripelog.close()
+    server.stop()
+    own_writer.stack.clickhouse()
+    assert own_writer.stack.rows() == numbered(1, 210)
