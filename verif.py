@@ -5,8 +5,8 @@ With --quality, how complete and sound they are; with --audit, whether MEXC's ow
 as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
-cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or --audit, and
-more contracts are missing than --audit-tolerance allows.
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or
+--fail-on-gaps, and there are some; or --audit, and more contracts are missing than --audit-tolerance allows.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.storage import Storage, TableStorage, advice, survey
-from pipeline.times import from_ms, parse_time
+from pipeline.times import from_ms, parse_time, with_times_joined
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
     from pipeline.read.audit import SymbolAudit
@@ -89,6 +89,11 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
     add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
+    add(
+        "--fail-on-gaps",
+        action="store_true",
+        help="exit with 3 if --quality finds a gap, or minutes without their deals",
+    )
     add("--audit", action="store_true", help="compare the deals with MEXC's own one-minute klines, by REST")
     add(
         "--audit-tolerance",
@@ -112,12 +117,14 @@ def parse_options() -> argparse.Namespace:
         help="exit with 3 if a symbol's newest ticker or book is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
-    options = parser.parse_args()
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
     others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
         parser.error("--watch goes with no other option")
     if (options.start or options.end) and not (options.quality or options.audit or options.html):
         parser.error("--from and --to go with --quality, --audit or --html")
+    if options.fail_on_gaps and not options.quality:
+        parser.error("--fail-on-gaps goes with --quality")
     if options.audit_tolerance is not None and not options.audit:
         parser.error("--audit-tolerance goes with --audit")
     if options.start and options.end and options.start >= options.end:
@@ -230,6 +237,10 @@ class Reports:
 
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
         self._say("\n\n".join(map(as_text, self._quality)))
+        if self._options.fail_on_gaps and any(
+            symbol.uncovered or symbol.minutes_without_deals for symbol in self._quality
+        ):
+            return 3
         return 0 if any(symbol.rows for symbol in self._quality) else 1
 
     def _report_audit(self) -> int:

@@ -528,9 +528,37 @@ def test_a_time_is_utc_unless_it_says_else(text: str, time: datetime) -> None:
     assert parse_time(text).tzinfo is UTC
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"])
+NOW = datetime(2026, 11, 1, 12, 30, 15, 125_000, UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("today", datetime(2026, 11, 1, tzinfo=UTC)),
+        (" Yesterday", datetime(2026, 10, 31, tzinfo=UTC)),
+        ("-24h", NOW - timedelta(hours=24)),
+        ("-90s", NOW - timedelta(seconds=90)),
+        ("-5m", NOW - timedelta(minutes=5)),
+        ("-7d", NOW - timedelta(days=7)),
+    ],
+)
+def test_a_time_can_be_named_from_now(text: str, time: datetime) -> None:
+    assert parse_time(text, NOW) == time
+    assert abs(parse_time("-1h") - (datetime.now(UTC) - timedelta(hours=1))) < timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "tomorrow", "24h", "-h", "-1.5h", "-9999999d", f"-{'9' * 5000}d"),
+        *("2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"),
+    ],
+)
 def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or"):
+    with pytest.raises(
+        ValueError,
+        match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or 2026-10-01T13:30:00, yesterday or -24h",
+    ):
         parse_time(text)
 
 
