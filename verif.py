@@ -174,6 +174,7 @@ class Reports:
         self._options, self._settings = options, settings
         timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
+        self._asked_at = datetime.now(UTC)
         self._answer: dict[str, Any] = {}  # for --json
         self.said: list[tuple[str, bool]] = []
         """What is to be printed, each with whether it is trouble, for stderr."""
@@ -294,7 +295,7 @@ class Reports:
         }
         path = self._options.html
         audits = self._audit if self._options.audit else ()
-        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks, audits)
+        page = render(self._storage, self._quality, prices, self._asked_at, self._settings, audits)
         try:
             replace_file(path, page)
         except OSError as error:
