@@ -332,10 +332,13 @@ class Journal:
 
     def _trim(self) -> None:
         """Forget rows that all tables have held for long; where there is no room to note that, some other time."""
-        last = self._held() - RETAINED_ROWS
+        with suppress(sqlite3.OperationalError):
+            self._guarded(self._delete_old)
+
+    def _delete_old(self) -> None:
+        last = self._held() - RETAINED_ROWS  # asked here: rows have other numbers where damage was found
         if last - self._number(self.oldest) >= _TRIM_EVERY:
-            with suppress(sqlite3.OperationalError):
-                self._guarded(lambda: self._delete_up_to(last))
+            self._delete_up_to(last)
 
     def _note(self) -> None:
         """Write down where the tables stand, where that has changed."""

@@ -622,6 +622,25 @@ def test_damage_that_shows_while_it_runs(stored: Opened) -> None:
     stored.journal.close()
 
 
+def test_damage_that_shows_while_rows_are_forgotten(path: Path) -> None:
+    """Only what is to be forgotten is damaged, and rows were forgotten before, so that the numbers begin anew."""
+    opened = Opened(path)
+    opened.position.adopt("token", 0, 0)
+    opened.position.open()
+    for first in range(1, 30_001, 1_000):
+        opened.journal.append(big(first, first + 999))
+        opened.position.advance(1_000)
+    opened.journal.append(big(30_001, 35_000))
+    opened.journal.close()
+    damage(path.read_bytes().index(b"20500xxx") // PAGE)(path)
+    opened.open()
+    assert not opened.said
+    opened.position.advance(2_000)
+    assert opened.said
+    assert pending(opened) == list(range(32_001, 35_001))
+    opened.journal.close()
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_salvage_that_is_killed_is_done_again_or_finished(
     stored: Opened, renames: int, monkeypatch: pytest.MonkeyPatch
