@@ -592,4 +592,6 @@ def _is_no_room(error: sqlite3.Error) -> bool:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
+    if str(error).startswith("Could not decode to UTF-8"):  # by Python, so it has no code: a text that is none
+        return True
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

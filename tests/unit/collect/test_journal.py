@@ -622,6 +622,15 @@ def test_damage_that_shows_while_it_runs(stored: Opened) -> None:
     stored.journal.close()
 
 
+def test_text_that_is_none_is_damage(stored: Opened) -> None:
+    raw = stored.path.read_bytes()
+    stored.path.write_bytes(raw.replace(b"2500xxx", b"2\xff00xxx"))
+    stored.open()
+    assert pending(stored) == [n for n in range(1_001, 3_001) if n != 2_500]
+    assert "btc.db is damaged" in stored.said[0]
+    stored.journal.close()
+
+
 def test_damage_that_shows_while_rows_are_forgotten(path: Path) -> None:
     """Only what is to be forgotten is damaged, and rows were forgotten before, so that the numbers begin anew."""
     opened = Opened(path)
