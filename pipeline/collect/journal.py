@@ -35,6 +35,7 @@ VERSION = 1
 """Of the schema, as PRAGMA user_version has it; 0 is that of the journals before there were seqs."""
 
 _TRIM_EVERY = 1_000  # rows; deleting them one by one would cost as much as writing them
+_AT_ONCE = 10_000  # most rows, and pages, to delete and give back in one go: the feed has to wait meanwhile
 _PAGE = 2_048  # bytes; each row costs the log a page, and most rows are smaller than this
 _SPARE_PAGES = 1_000  # 2 MB that the file keeps free, so that it does not shrink and grow all day
 _WAL_PAGES = 4_000  # 8 MB of log between two checkpoints
@@ -318,7 +319,8 @@ class Journal:
         return min((position._number for position in self._positions.values()), default=0)
 
     def _delete_up_to(self, number: int) -> None:
-        last = self._seq(number)
+        """Delete the oldest rows, those up to a number, `_AT_ONCE` of them at most."""
+        last = self._seq(min(number, self._number(self.oldest) - 1 + _AT_ONCE))
         with self._transaction():
             self._note()  # a position on the disk may not be older than the oldest row
             self._db.execute("DELETE FROM rows WHERE seq <= ?", (last,))
@@ -326,7 +328,7 @@ class Journal:
                 self._db.execute("DELETE FROM runs WHERE first < ?", (self._firsts[past],))
                 del self._firsts[:past], self._before[:past]
         self.oldest = max(self.oldest, last + 1)
-        spare = self._pragma("freelist_count") - _SPARE_PAGES
+        spare = min(self._pragma("freelist_count") - _SPARE_PAGES, _AT_ONCE)
         if spare > 0:
             self._db.executescript(f"PRAGMA incremental_vacuum({spare})")  # `execute` would free one page only
 
