@@ -103,6 +103,7 @@ class Journal:
         self._arrived = threading.Condition(self._lock)
         self._positions: dict[str, Position] = {}
         self._is_open = False
+        self._lost = ""  # why nothing can be done any more
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             finish_salvage(path)
@@ -164,7 +165,7 @@ class Journal:
     def sync(self) -> None:
         """Put all that was appended so far on the disk for good; what a power loss takes came after.
 
-        Where the tables stand is noted first, as far as there is room for it. Raises OSError.
+        Where the tables stand is noted first, as far as there is room for it. Raises OSError, JournalError.
         """
         with self._lock:
             with suppress(sqlite3.OperationalError):  # after a restart the table is asked anyway
@@ -182,7 +183,8 @@ class Journal:
                 for position in self._positions.values():
                     position.fence()
                 self._note()
-            os.close(self._wal)
+            if self._is_open:
+                os.close(self._wal)
             self._db.close()
 
     # Opening
@@ -382,7 +384,12 @@ class Journal:
         return self._guarded(lambda: self._db.execute(sql, parameters).fetchall())
 
     def _guarded(self, do: Callable[[], _T]) -> _T:
-        """Return what `do` does; where it finds the file damaged, save what is left, and do it again."""
+        """Return what `do` does; where it finds the file damaged, save what is left, and do it again.
+
+        Raises JournalError where that failed, now or before.
+        """
+        if self._lost:
+            raise JournalError(self._lost)
         try:
             return do()
         except sqlite3.DatabaseError as error:
@@ -407,9 +414,8 @@ class Journal:
             for name, position in self._positions.items():
                 position.__dict__.update(self._read_position(name, position.columns).__dict__)
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"{self.path} is damaged, and what is in it cannot be saved ({error}): move it elsewhere"
-            ) from None
+            self._lost = f"{self.path} is damaged, and what is in it cannot be saved ({error}): move it elsewhere"
+            raise JournalError(self._lost) from None
         self._say(
             f"WARNING: {self.path} is damaged, and what was in it may be lost in part: the {rows:,} rows that can be"
             f" read of it go on. It is kept as {aside(self.path).name}: see whether the disk fails"

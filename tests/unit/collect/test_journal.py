@@ -644,6 +644,18 @@ def test_text_that_is_none_is_damage(stored: Opened) -> None:
     stored.journal.close()
 
 
+def test_damage_that_cannot_be_mended_is_one_line_whoever_comes(stored: Opened) -> None:
+    stored.open()
+    damage(300)(stored.path)
+    stored.journal._db.execute("PRAGMA cache_size = 10")
+    stored.path.with_name("btc.db.saving").mkdir()
+    line = r"btc\.db is damaged, and what is in it cannot be saved \(.*Is a directory.*\): move it elsewhere$"
+    for do in (lambda: pending(stored), lambda: stored.journal.append(new(1, 1)), stored.journal.sync):
+        with pytest.raises(JournalError, match=line):
+            do()
+    stored.journal.close()
+
+
 def test_damage_that_shows_while_rows_are_forgotten(path: Path) -> None:
     """Only what is to be forgotten is damaged, and rows were forgotten before, so that the numbers begin anew."""
     opened = Opened(path)
