@@ -62,6 +62,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     except (OSError, ValueError, TypeError) as error:
         return False, f"{path} cannot be read: {error}"
     age = now - status.written
+    if age < -_MAX_AGE:
+        return False, f"the collector last reported {-age:.0f} s in the future: it is not running, the clock went back"
     if age > _MAX_AGE:
         return False, f"the collector has not reported for {age:.0f} s: it is stuck or not running, or the disk is full"
     if status.journal_full:

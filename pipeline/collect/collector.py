@@ -218,6 +218,8 @@ class _Collector:
     def _sync(self) -> None:
         try:
             self._journal.sync()
+        except JournalError as error:
+            self._end(EXIT_ERRORS, str(error))
         except OSError as error:
             self._failed("failed sync", f"The journal cannot be put on the disk for good: {error}")
 

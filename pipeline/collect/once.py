@@ -68,13 +68,17 @@ class Once:
             return len(missed)
 
     def _is_new(self, row: Row, connection: int, in_front: bool) -> bool:
+        key = _key(row)
+        if not key and not in_front:
+            return False
+        if key and (first := self._came.get(key)) is not None:
+            return row.mt != DEAL and first == connection
         if row.mt == DEAL and self._filled and self._filled[likeness := _likeness(row.event_ms, row.m)]:
             self._filled[likeness] -= 1
+            if key:
+                self._remember(key, connection)  # it comes from another connection, too
             return False
-        if not (key := _key(row)):
-            return in_front
-        first = self._came.get(key)
-        return first is None or (row.mt != DEAL and first == connection)
+        return True
 
     def _remember(self, key: Hashable, connection: int) -> None:
         self._came[key] = connection

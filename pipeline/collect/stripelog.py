@@ -58,7 +58,7 @@ class StripeLog:
             self._client.execute(f"INSERT INTO {self.name} (ts, mt, m) VALUES", rows, query_id=query_id)
         except BaseException as error:
             if is_missing_table(error):
-                raise self._missing() from None
+                raise self._missing() from error
             raise
         self.on_insert(len(rows), time.perf_counter() - started)
 

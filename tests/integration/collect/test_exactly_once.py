@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clickhouse_driver.errors import ServerException
 
 from config import BTC_CONFIG, Settings, load_settings
 from pipeline.collect import stripelog as stripelog_module
@@ -452,6 +453,25 @@ def test_a_dropped_table_is_an_outage(writer: Writer) -> None:
     client.disconnect()
     writer.store()
     assert writer.stack.rows() == numbered(11, 12)
+
+
+def test_a_view_that_keeps_rows_from_being_stored_is_said(writer: Writer) -> None:
+    """ClickHouse then reports an unknown table, too, though not the collector's; without a pause that went on."""
+    query = writer.stack.query
+    writer.take(numbered(1, 2))
+    writer.store()
+    query("CREATE TABLE mexc_data.target (m String) ENGINE = Memory")
+    query("CREATE MATERIALIZED VIEW mexc_data.view TO mexc_data.target AS SELECT m FROM mexc_data.btc")
+    query("DROP TABLE mexc_data.target")
+    try:
+        writer.take(numbered(3, 4))
+        assert writer.table.append_pending() == []
+        with pytest.raises(ServerException, match=r"mexc_data\.target"):
+            writer.table.append_pending()
+    finally:
+        query("DROP TABLE mexc_data.view")
+    writer.store()
+    assert writer.stack.rows() == numbered(1, 4)
 
 
 def test_an_insert_that_is_still_under_way_is_waited_for(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
