@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.collect.errors import TableMissing
 
+_TAIL = 20  # rows by which a table's last one is told from others that are equal to it
 _CHUNK = 10_000  # rows of the journal in memory at a time, while they are compared
 
 
@@ -165,10 +166,12 @@ class Table:
     def _lost_since_its_last(self, count: int) -> int:
         """Return how many rows a table must have lost that was made anew, and took rows before that was noticed.
 
-        Those that were sent after the last one of its `count` rows went to it, too.
+        Those that were sent after the last one of its `count` rows went to it, too. Which one that is, the rows before
+        it tell, for there are equal ones.
         """
-        last = next(self._target.rows(count - 1))
-        return next((n for n, row in enumerate(self._position.held()) if tuple(row) == tuple(last)), 0)
+        held = [tuple(row) for row in self._position.held()]
+        newest = [tuple(row) for row in self._target.rows(max(0, count - _TAIL))][::-1]
+        return next((n for n in range(len(held)) if held[n : n + len(newest)] == newest[: len(held) - n]), 0)
 
     def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
         """Return how many of the first `comparable` waiting rows the table has been sent.

@@ -108,7 +108,7 @@ class Chaos:
         tally.forgotten += after.forgotten - before.forgotten
         tally.again += world.again - again
         self._say(f"round {number}: {fault.__name__}, {time.monotonic() - begin:.1f} s, {after}")
-        assert after.is_right, after
+        assert after.is_right, f"{after}\n{world.places()}"
         assert after.forgotten - before.forgotten <= UNSYNCED, "the journal was not synced"
         assert world.again - again <= UNKNOWN, "rows of a table that was reset came back"
         assert world.collector.running, "the collector has ended"

@@ -11,7 +11,7 @@ from random import Random
 import pytest
 
 from config import PROJECT
-from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, joined, must_have_read
+from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, end_of, joined, must_have_read, places
 from tests.chaos.power import PowerLoss
 from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.stack import StoredRow, open_stack
@@ -148,8 +148,32 @@ def test_a_table_that_was_reset_and_the_new_one_are_taken_together() -> None:
         ((4, 5, 4, 6), (1, 2, 3, 4, 5, 4, 6), 2),
         ((), (1, 2, 3, 4, 5), 0),
     ):
-        assert joined(former, stored(*present)) == (stored(*whole), again)
-    assert joined([], stored(1, 2)) == (stored(1, 2), 0)
+        assert next(joined(former, stored(*present))) == (stored(*whole), again)
+    assert next(joined([], stored(1, 2))) == (stored(1, 2), 0)
+
+
+def test_of_equal_rows_each_counts_when_tables_are_taken_together() -> None:
+    assert next(joined(stored(1, 2, 2), stored(2, 2, 3))) == (stored(1, 2, 2, 3), 2)
+    assert list(joined(stored(1, 2), stored(2, 3))) == [(stored(1, 2, 3), 1), (stored(1, 2, 2, 3), 0)]
+    assert list(joined(stored(1, 2, 2), stored(2, 3))) == [(stored(1, 2, 2, 3), 1), (stored(1, 2, 2, 2, 3), 0)]
+
+
+def test_the_end_of_some_rows_is_found_among_others() -> None:
+    rows = stored(1, 2, 3, 4, 4, 5)
+    assert end_of(rows, stored(2, 3)) == 3
+    assert end_of(rows, stored(3, 4)) == 4
+    assert end_of(rows, stored(4, 4)) == 5
+    assert end_of(rows, stored(9, 1)) == 1
+    assert end_of(rows, stored(9)) == 0
+    assert end_of(rows, []) == 0
+    assert end_of([], stored(1)) == 0
+
+
+def test_where_a_row_is_wrong_is_told() -> None:
+    assert places([sent(1, 2), sent(3, 4)], stored(1, 2, 2, 3)) == [
+        "(2, 'd', '2|1|1'): sent as [1], stored as [1, 2]",
+        "(4, 'd', '4|1|1'): sent as [3], stored as []",
+    ]
 
 
 def test_what_was_read_follows_from_what_was_not() -> None:

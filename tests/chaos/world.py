@@ -22,7 +22,7 @@ from clickhouse_driver.errors import ServerException
 from bench.feeds import STORED_AT
 from pipeline.store.client import is_missing_table
 from pipeline.store.repair import examine
-from tests.chaos.audit import SentLog, Verdict, compare, joined, must_have_read
+from tests.chaos.audit import SentLog, Verdict, compare, end_of, joined, must_have_read, places
 from tests.chaos.power import PowerLoss
 from tests.disks import Disks, small_disks
 from tests.proxy import Proxy, open_proxy
@@ -136,19 +136,16 @@ class World:
         self.end_connection(unread_bytes)
         connection = self.sent.connections[self._ended]
         connection.read, connection.must = connection.must, 0
-        last = self._last_in_the_journal()
-        rows = [sent.row for sent in connection.rows]
-        if last in rows:
-            connection.must = len(rows) - rows[::-1].index(last)
+        connection.must = end_of([sent.row for sent in connection.rows], self._last_in_the_journal())
 
-    def _last_in_the_journal(self) -> StoredRow | None:
-        """Return the newest row of the journal, which no process has open."""
+    def _last_in_the_journal(self) -> list[StoredRow]:
+        """Return the newest rows of the journal, which no process has open."""
         with TemporaryDirectory() as name:
             for file in self.disks.seen(self.journal).glob("btc.db*"):
                 shutil.copy(file, name)
             with closing(sqlite3.connect(Path(name) / "btc.db")) as db:
-                found: StoredRow | None = db.execute("SELECT ts, mt, m FROM rows ORDER BY seq DESC LIMIT 1").fetchone()
-                return found
+                query = f"SELECT ts, mt, m FROM rows ORDER BY seq DESC LIMIT {FLOWING}"
+                return db.execute(query).fetchall()[::-1]
 
     @contextmanager
     def reset(self) -> Iterator[Process]:
@@ -166,17 +163,12 @@ class World:
             yield process
             process.wait()
             count = _rows_in(data, index)
-        whole = known + self._sent_after(known[-1], max(0, count - len(known)))
-        self._former, again = joined(self._former, whole)
+        self.sent.read()
+        sent = [each.row for connection in self.sent.connections.values() for each in connection.rows]
+        at = end_of(sent, known[-FLOWING:])
+        self._former, again, _ = self._joined([*known, *sent[at : at + count - len(known)]])
         self._again_before += again
         self._present.clear()
-
-    def _sent_after(self, row: StoredRow, count: int) -> list[StoredRow]:
-        """Return the next `count` rows that were sent after `row`."""
-        self.sent.read()
-        rows = [sent.row for connection in self.sent.connections.values() for sent in connection.rows]
-        at = len(rows) - rows[::-1].index(row)
-        return rows[at : at + count]
 
     def begin_round(self) -> None:
         """Let `wait_for_line` see only what comes from now on; what ClickHouse has written so far is on the disk."""
@@ -215,9 +207,12 @@ class World:
 
     def look(self, refused: int = 0) -> Verdict:
         """Compare what is stored now with what was sent."""
-        self._look()
-        self.sent.read()
-        return compare(list(self.sent.connections.values()), self.stored, self.sent.missed, refused)
+        return self._look(refused)
+
+    def places(self) -> str:
+        """Return where rows are that are stored more or less often than they were sent, for who has to find out why."""
+        found = places(list(self.sent.connections.values()), self.stored)
+        return "\n".join([f"{len(self._former)} rows of former tables, {self.again} of them again", *found])
 
     def check_again(self) -> None:
         """See that the rows which were read bit by bit are those of the table."""
@@ -228,9 +223,20 @@ class World:
         """How many rows a table had, and the one that was made in its place as well."""
         return self._again_before + self._again_now
 
-    def _look(self) -> None:
+    def _look(self, refused: int = 0) -> Verdict:
         self._present += self.rows(after=len(self._present))
-        self.stored, self._again_now = joined(self._former, self._present)
+        self.stored, self._again_now, verdict = self._joined(self._present, refused)
+        return verdict
+
+    def _joined(self, present: list[StoredRow], refused: int = 0) -> tuple[list[StoredRow], int, Verdict]:
+        """Return all rows, how many came again, and what is to be said of them, in the way that is right if one is."""
+        self.sent.read()
+        connections = list(self.sent.connections.values())
+        ways = [
+            (rows, again, compare(connections, rows, self.sent.missed, refused))
+            for rows, again in joined(self._former, present)
+        ]
+        return next((way for way in ways if way[2].is_right), ways[0])
 
     def rows(self, after: int = 0) -> list[StoredRow]:
         """Return the table's rows but the first `after`, in order; as one value, since blocks of one row are slow."""
