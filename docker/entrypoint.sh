@@ -170,7 +170,8 @@ terminate() {
 id "${COLLECTOR_USER:=collector}" &>/dev/null || die "COLLECTOR_USER=$COLLECTOR_USER does not exist"
 group=$(id -g "$COLLECTOR_USER")
 as_collector=(setpriv --reuid "$COLLECTOR_USER" --regid "$group" --init-groups --inh-caps=-all --no-new-privs)
-chmod o-w /dev/shm /dev/mqueue # memory that nobody limits; what the collector writes belongs into its journal
+# Memory that nobody limits: what the collector writes belongs into its journal.
+chmod o-w /dev/shm /dev/mqueue 2>/dev/null || true
 
 secret username NORDVPN_USER
 secret password NORDVPN_PASS

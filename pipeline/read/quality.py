@@ -2,10 +2,11 @@
 
 In: the tables, in the order they are stored in. Out: a SymbolQuality for each symbol. All rows are read once, in a
 stream, of which neither side ever holds more than a few blocks. The books are checked by the server; only times, types
-and a hash of each row come here, and the texts of dead letters.
+and hashes of each row come here, and the texts of dead letters.
 
 What rows can tell is limited. A channel that is silent was cut off, or had nothing to say: a traded symbol always has
-new tickers and books, so for these there is a limit; for deals there is none.
+new tickers and books, so for these there is a limit; for deals there is none. But a ticker with a new last price, or
+with other open interest, says that there was a deal: see `Trades`.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ _OLDEST = to_ms(datetime(2018, 1, 1, tzinfo=UTC))  # MEXC is not older
 _DAY_MS = 86_400_000
 _FILLED_MS = 1_000  # deals are filled in once market data has gone on for over a second, see pipeline.collect.gaps
 _FULL_MINUTES = 3  # of fewer, there is no median worth the name
+_MINUTE_MS = 60_000
+_BORDER_MS = 5_000  # around a minute: a ticker tells of a deal a little after it, or a deal comes a little late
 _BATCH_ROWS = 65_536
 
 _Times = npt.NDArray[np.int64]
@@ -147,6 +150,9 @@ class SymbolQuality:
     start. They overlap."""
     uncovered: list[Gap] = field(default_factory=list)
     """The gaps of depth and tickers, joined where they overlap or touch; by start."""
+    minutes_without_deals: list[int] = field(default_factory=list)
+    """Minutes in which the market traded, and in and around which there is no deal, see `Trades`: their beginnings in
+    seconds since the epoch, in the order of time."""
     reconnects: list[Reconnect] = field(default_factory=list)
     """By start."""
     dead_letters: list[DeadLetters] = field(default_factory=list)
@@ -239,7 +245,7 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
 
 # Reading
 
-_ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1")])
+_ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1"), ("state", "<u4")])
 _NUMBERS = {TICKER: 1, DEAL: 2, DEPTH: 3, DEADLETTER: 4}  # of the Enum8, see pipeline.store.schema
 _CROSSED, _UNSORTED, _UNREADABLE = 1, 2, 4
 
@@ -262,7 +268,10 @@ _QUERY = f"""
             AS unreadable,
         notEmpty(bids) AND notEmpty(asks) AND bids[1] >= asks[1] AS crossed,
         arrayCount(d -> d >= 0, arrayDifference(bids)) > 1 OR arrayCount(d -> d <= 0, arrayDifference(asks)) > 1
-            AS unsorted
+            AS unsorted,
+        splitByChar('|', if(mt = 't', m, '')) AS ticker,
+        toFloat64OrZero(ticker[1]) AS last_price,
+        toFloat64OrZero(ticker[4]) AS open_interest
     SELECT
         concat(
             reinterpretAsFixedString(toUnixTimestamp64Milli(ts)),
@@ -270,6 +279,9 @@ _QUERY = f"""
             reinterpretAsFixedString(CAST(mt, 'Int8')),
             reinterpretAsFixedString(toUInt8(
                 multiIf(mt != 'dp', 0, unreadable, {_UNREADABLE}, crossed * {_CROSSED} + unsorted * {_UNSORTED})
+            )),
+            reinterpretAsFixedString(toUInt32(
+                if(last_price > 0 AND open_interest > 0, cityHash64(last_price, open_interest), 0)
             ))
         ),
         if(mt = 'dl', m, '')
@@ -404,6 +416,53 @@ class _Channel:
         return sum(middle) / 2, 0 if empty else counts[0]
 
 
+class Trades:
+    """The minutes in which tickers show a trade, and those that have a deal in or around them.
+
+    Between two tickers there was a trade if last price or open interest are not the same: nothing else changes these.
+    That counts for a minute where both are in it, five seconds or more from its ends; and a deal counts for it up to
+    five seconds before and after it. So what a ticker tells late, and a deal that comes late, make no false alarm; a
+    time without deals that is shorter than two minutes may be overlooked.
+    """
+
+    def __init__(self, latest_ms: int) -> None:
+        """Take times up to `latest_ms`."""
+        minutes = self._minutes(np.array([latest_ms + _BORDER_MS]))[0] + 1
+        self._traded, self._dealt = np.zeros(minutes, np.bool_), np.zeros(minutes, np.bool_)
+        self._ts: _Times = np.empty(0, np.int64)
+        self._state: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        """Of the newest ticker."""
+
+    def add_tickers(self, ts: _Times, state: npt.NDArray[np.uint32]) -> None:
+        """Add tickers in the order they are stored in; `state` tells what a trade changes, 0 where it is not known."""
+        ts, state = np.append(self._ts, ts), np.append(self._state, state)
+        is_newest = np.maximum.accumulate(ts) == ts  # what an older one says has been overtaken
+        ts, state = ts[is_newest], state[is_newest]
+        changed = (state[1:] != state[:-1]) & (state[1:] > 0) & (state[:-1] > 0)
+        before, after = ts[:-1][changed], ts[1:][changed]
+        minutes = self._minutes(before)
+        is_inner = (before % _MINUTE_MS >= _BORDER_MS) & (after % _MINUTE_MS <= _MINUTE_MS - _BORDER_MS)
+        self._traded[minutes[is_inner & (minutes == self._minutes(after))]] = True
+        self._ts, self._state = ts[-1:], state[-1:]
+
+    def add_deals(self, ts: _Times) -> None:
+        """Add deals in any order."""
+        for near in (ts - _BORDER_MS, ts + _BORDER_MS):
+            self._dealt[self._minutes(near)] = True
+
+    def without_deals(self, start_ms: int, end_ms: int) -> list[int]:
+        """Return the minutes with trades and no deal that lie within these times with what is around them."""
+        minutes = np.flatnonzero(self._traded & ~self._dealt) + _OLDEST // _MINUTE_MS
+        begins = minutes * _MINUTE_MS
+        is_whole = (begins - _BORDER_MS >= start_ms) & (begins + _MINUTE_MS + _BORDER_MS <= end_ms)
+        found: list[int] = (begins[is_whole] // 1000).tolist()
+        return found
+
+    @staticmethod
+    def _minutes(ts: _Times) -> _Times:
+        return np.maximum(ts // _MINUTE_MS - _OLDEST // _MINUTE_MS, 0)
+
+
 class Scan:
     """What is known of one symbol's rows so far."""
 
@@ -416,6 +475,7 @@ class Scan:
         self._newest: int | None = None
         self._tickers, self._depth = Spans(TICKER_SILENCE_MS), Spans(DEPTH_SILENCE_MS)
         self._live, self._filled_in = Spans(ALL_SILENCE_MS), Spans(ALL_SILENCE_MS)
+        self._trades = Trades(self._latest)
         self._books = {flag: Finding() for flag in (_CROSSED, _UNSORTED, _UNREADABLE)}
         self._dead_letters: dict[str, DeadLetters] = {}
 
@@ -436,7 +496,10 @@ class Scan:
         for flag, finding in self._books.items():
             finding.note(market["ts"], market["book"] & flag > 0)
         behind, self._newest = _behind(market["ts"], self._newest)
-        self._tickers.add(market["ts"][market["mt"] == _NUMBERS[TICKER]])
+        tickers = market[market["mt"] == _NUMBERS[TICKER]]
+        self._tickers.add(tickers["ts"])
+        self._trades.add_tickers(tickers["ts"], tickers["state"])
+        self._trades.add_deals(market["ts"][market["mt"] == _NUMBERS[DEAL]])
         self._depth.add(market["ts"][market["mt"] == _NUMBERS[DEPTH]])
         filled_in = (market["mt"] == _NUMBERS[DEAL]) & (behind > _FILLED_MS)
         self._live.add(market["ts"][~filled_in])
@@ -469,6 +532,7 @@ class Scan:
         if end > start:
             missing = sum(gap.end_ms - gap.start_ms for gap in quality.uncovered)
             quality.coverage = 100 * (1 - missing / (end - start))
+        quality.minutes_without_deals = self._trades.without_deals(start, end)
         quality.reconnects = self._reconnects()
         quality.crossed_books, quality.unsorted_books, quality.unreadable_books = self._books.values()
 

@@ -183,6 +183,11 @@ def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
         yield _Said(
             "well", "", f"No gaps: depth was never silent for over {_DEPTH}, tickers never for over {_TICKERS}."
         )
+    if symbol.minutes_without_deals:
+        minutes = f"{many(len(symbol.minutes_without_deals), 'minute')} with trades and no deal"
+        first = _time(symbol.minutes_without_deals[0] * 1000)
+        text = f"{minutes}: tickers show a new last price or open interest; first {first}."
+        yield _Said("look", "missing deals", text)
     if symbol.reconnects:
         filled_in = sum(reconnect.filled_in for reconnect in symbol.reconnects)
         filled = f"; {filled_in:,} deals were filled in afterwards" if filled_in else ""

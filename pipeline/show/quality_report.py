@@ -13,6 +13,7 @@ from pipeline.read.quality import NEVER_SILENT, ChannelQuality, Finding, Gap, Ne
 from pipeline.times import iso, to_ms
 
 _GAPS, _RECONNECTS = 8, 4  # lines of each, in the text
+_MINUTES = 3  # examples, in the text
 _WIDTH = 120  # characters of a line
 
 
@@ -21,6 +22,7 @@ def as_json(quality: SymbolQuality) -> dict[str, Any]:
     found: dict[str, Any] = _with_iso_times(asdict(quality))
     for channel in found["channels"]:
         channel["by_minute"] = {iso(minute * 1000): count for minute, count in channel["by_minute"].items()}
+    found["minutes_without_deals"] = [iso(minute * 1000) for minute in quality.minutes_without_deals]
     return found
 
 
@@ -31,7 +33,7 @@ def as_text(quality: SymbolQuality) -> str:
         lines += [f"  {iso(quality.start_ms)} to {iso(quality.end_ms)}, {many(quality.rows, 'row')}", ""]
         lines += _indented(_table([_CHANNEL_HEADER, *map(_channel_cells, quality.channels)], "<>>><<<>"))
         lines += _indented(["", *_gap_lines(quality.uncovered), *_reconnect_lines(quality.reconnects)])
-        lines += _indented([_books(quality)])
+        lines += _indented([_deals(quality.minutes_without_deals), _books(quality)])
         if quality.misdated.count:
             misdated = _finding(quality.misdated, "rows")
             lines += _indented([f"{misdated} dated before 2018 or after tomorrow, not examined"])
@@ -50,6 +52,8 @@ def verdict(quality: SymbolQuality) -> str:
         parts = [f"{floor(round(quality.coverage * 100, 6)) / 100:.2f} % covered", many(len(quality.uncovered), "gap")]
     if quality.uncovered:
         parts.append(f"longest {length(max(gap.seconds for gap in quality.uncovered))}")
+    if quality.minutes_without_deals:
+        parts.append(f"{many(len(quality.minutes_without_deals), 'minute')} with trades and no deal")
     parts += [
         many(finding.count, thing)
         for finding, thing in (
@@ -156,6 +160,15 @@ def _reconnect_lines(reconnects: Sequence[Reconnect]) -> list[str]:
     if len(reconnects) > _RECONNECTS:
         lines.append(f"  and {len(reconnects) - _RECONNECTS:,} older; --json has all")
     return lines
+
+
+def _deals(minutes: Sequence[int]) -> str:
+    if not minutes:
+        return "deals: no minute with trades and no deal"
+    examples = ", ".join(iso(minute * 1000) for minute in minutes[:_MINUTES])
+    rest = len(minutes) - _MINUTES
+    more = f" and {rest:,} more; --json has all" if rest > 0 else ""
+    return f"deals: {many(len(minutes), 'minute')} with trades and no deal: {examples}{more}"
 
 
 def _books(quality: SymbolQuality) -> str:

@@ -206,7 +206,7 @@ UNDER_LOAD: tuple[Fault, ...] = (
 )
 """At a high rate, and without REST, so that it is known of each row whether it has to be there."""
 
-WITHOUT_POWER: tuple[Fault, ...] = (
+POWER_LOSSES: tuple[Fault, ...] = (
     *_power_fails("collector"),
     *_power_fails("clickhouse"),
     *_power_fails("collector", "clickhouse"),

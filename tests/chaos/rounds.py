@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.tables import print_table
 from tests.chaos.audit import Verdict
-from tests.chaos.faults import UNDER_LOAD, WITH_REST, WITHOUT_POWER, Fault
+from tests.chaos.faults import POWER_LOSSES, UNDER_LOAD, WITH_REST, Fault
 from tests.chaos.world import World, open_world
 
 LOAD = 200  # frames/s
@@ -21,7 +21,7 @@ CALM = 15  # frames/s, about BTC's own rate
 ROUNDS_A_WORLD = 48
 UNSYNCED = 3 * LOAD  # rows; those of the last second, and what a busy machine makes of a second
 UNKNOWN = 10 * LOAD  # rows; those stored in such a second, when many had waited
-FAULTS = (*UNDER_LOAD, *WITHOUT_POWER, *WITH_REST)
+FAULTS = (*UNDER_LOAD, *POWER_LOSSES, *WITH_REST)
 
 Say = Callable[[str], None]
 
@@ -72,7 +72,7 @@ class Chaos:
             chunk = todo[first : first + ROUNDS_A_WORLD]
             for faults, kind in (
                 (UNDER_LOAD, {"rate": LOAD, "rest": False}),
-                (WITHOUT_POWER, {"rate": LOAD, "rest": False, "power": True}),
+                (POWER_LOSSES, {"rate": LOAD, "rest": False, "power": True}),
                 (WITH_REST, {"rate": CALM, "rest": True}),
             ):
                 self._run_in_a_world([step for step in chunk if step[1] in faults], kind)

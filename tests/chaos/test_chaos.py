@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
+from config import PROJECT
 from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, joined, must_have_read
+from tests.chaos.power import PowerLoss
 from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.stack import StoredRow, open_stack
+
+WRITES = """
+import os
+with open("synced", "wb") as one, open("other", "wb") as other:
+    one.write(b"1" * 5000); one.flush(); os.fdatasync(one.fileno()); other.write(b"2" * 5000); other.flush()
+    os.rename("synced", "renamed"); os.{sync}; one.write(b"3" * 5000); other.write(b"4" * 5000)
+open("unsynced", "w").close(); os.unlink("other")
+"""
 
 
 @pytest.mark.timeout(300)
@@ -18,6 +32,28 @@ def test_each_fault_once() -> None:
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name
+
+
+@pytest.mark.parametrize(("sync", "other"), [("fsync(one.fileno())", b""), ("sync()", b"2" * 5000)])
+def test_a_power_loss_leaves_what_was_synced_and_may_leave_any_page_of_the_rest(
+    tmp_path: Path, sync: str, other: bytes
+) -> None:
+    found = set()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with closing(PowerLoss(disk, tmp_path / "socket")) as power:
+        for seed in range(20):
+            subprocess.run(
+                [*power.prefix, sys.executable, "-c", f"import os; os.chdir({str(disk)!r}){WRITES}".format(sync=sync)],
+                cwd=PROJECT,
+                check=True,
+            )
+            power.happens(Random(seed))
+            assert sorted(path.name for path in disk.iterdir()) == ["other", "renamed"], "as it was at the last sync"
+            assert (disk / "other").read_bytes() == other
+            found.add((disk / "renamed").read_bytes())
+    assert all(content.startswith(b"1" * 5000) for content in found)
+    assert {b"1" * 5000, b"1" * 5000 + b"3" * 5000} < found
 
 
 def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:

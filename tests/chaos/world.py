@@ -101,9 +101,8 @@ class World:
 
     def lose_power(self, machines: Sequence[Machine], chance: Random) -> None:
         """Let the power fail on these machines at once, and come back: ClickHouse is repaired before it starts."""
-        processes = {"collector": lambda: self.collector, "clickhouse": lambda: self.server}
         _freeze(self.exchange.process)
-        victims = [processes[machine]() for machine in machines]
+        victims = [self.collector if machine == "collector" else self.server for machine in machines]
         for victim in victims:
             _freeze(victim)
         port = int(self.exchange.http.rpartition(":")[2])
@@ -167,7 +166,7 @@ class World:
             yield process
             process.wait()
             count = _rows_in(data, index)
-        whole = known + self._sent_after(known[-1], count - len(known))
+        whole = known + self._sent_after(known[-1], max(0, count - len(known)))
         self._former, again = joined(self._former, whole)
         self._again_before += again
         self._present.clear()

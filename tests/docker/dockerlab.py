@@ -25,8 +25,8 @@ from config import PROJECT
 from tests.docker.internet import DNS, EXCHANGE, IPINFO, NAMES, NORDVPN, SERVERS
 from tests.vpn.vpnlab import make_certificates, run
 
-TOOLS = ["dockerd", "docker", "docker-compose", "mmdebstrap", "openvpn", "ip", "nsenter", "openssl"]
-PACKAGES = "docker.io docker-compose mmdebstrap openvpn iproute2 iptables nftables openssl curl"
+TOOLS = ["dockerd", "docker", "docker-compose", "mmdebstrap", "openvpn", "ip", "nsenter", "openssl", "rsync"]
+PACKAGES = "docker.io docker-compose mmdebstrap openvpn iproute2 iptables nftables openssl curl rsync"
 HOST, GATEWAY = "172.30.0.2", "172.30.0.1"
 USER, PASSWORD = "service-user", "service-password"
 PYTHON_IMAGE = "python:3.11-slim-bookworm"
@@ -306,6 +306,13 @@ class Deployment:
             report = json.loads(self.python("verif.py", "--json").stdout)
             return {table["name"]: table["records"] for table in report["tables"]}
         return {}
+
+    def bash(self, script: str) -> str:
+        """Run commands as a guide has them, `docker compose` being this deployment's; return what they printed."""
+        bash = (
+            f'docker() {{ if [[ $1 == compose ]]; then shift; "{self._compose}" "$@"; else command docker "$@"; fi }}\n'
+        )
+        return self._docker.run("bash", "-c", bash + script, check=True, cwd=self.directory, **self.environ)
 
     def rows(self, table: str) -> list[tuple[int, str, str]]:
         """Return a table's rows, in the order in which they were stored."""

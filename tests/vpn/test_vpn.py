@@ -23,6 +23,7 @@ from tests.vpn.vpnlab import (
     EXCHANGE,
     FIRST,
     GATEWAY,
+    PASSWORD,
     SECOND,
     SERVERS,
     THIRD,
@@ -414,6 +415,30 @@ def test_without_a_kill_switch_nothing_starts(world: World, client: Client) -> N
     assert "VPN: no kill switch, so no collector" in client.output
     assert "collector: nobody" not in client.output
     assert world.strays() == []
+
+
+@pytest.mark.parametrize("capability", ["setuid", "setgid", "kill", "dac_override"])
+def test_each_capability_is_needed(world: World, client: Client, capability: str) -> None:
+    """Nobody is to have one that he can do without; of NET_ADMIN, the test above tells."""
+    world.start_server(FIRST)
+    (client.tmp / "pass").write_text(PASSWORD)
+    (client.tmp / "pass").chmod(0o600)
+    os.chown(client.tmp / "pass", 1000, 1000)  # as secrets are, that their owner may read and nobody else
+    client.start(
+        CAPABILITIES.replace(f"+{capability}", f"-{capability}"), NORDVPN_PASS="", NORDVPN_PASS_FILE="/tmp/pass"
+    )
+    if capability == "dac_override":
+        assert client.wait() == REFUSED_TO_START
+        client.wait_for("NORDVPN_PASS_FILE=/tmp/pass cannot be read")
+    elif capability == "kill":
+        connected(world, client)
+        os.kill(client.pid(), signal.SIGTERM)
+        time.sleep(3)
+        assert "collector: drained" not in client.output
+    else:
+        assert client.wait() != 0
+        client.wait_for("VPN connected successfully")
+        assert "collector: nobody" not in client.output
 
 
 def test_the_exit_code_is_the_collectors(world: World, client: Client) -> None:

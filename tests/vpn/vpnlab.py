@@ -378,7 +378,8 @@ class Client:
             "ENDPOINTS": " ".join(SERVERS.values()),
         }
         given = {name: value for name, value in {**defaults, **environment}.items() if value}
-        mounts = 'mount --bind "$0/shm" /dev/shm && mount --bind "$0" /tmp && exec "$@"'
+        mounts = 'mount --bind "$0/shm" /dev/shm && mount --bind "$0" /tmp; '
+        mounts += '[ ! -e /dev/mqueue ] || mount -t tmpfs none /dev/mqueue; exec "$@"'
         command = ["ip", "netns", "exec", self.world.client_namespace, "unshare", "--fork", "--pid", "--kill-child"]
         command += ["--mount", "--mount-proc", "bash", "-c", mounts, str(self.tmp)]
         command += ["setpriv", f"--bounding-set=-all,{capabilities}", "--inh-caps=-all"]

@@ -45,6 +45,7 @@ DEADLETTER = """concat(toString(number), ', "quoted", and\\non two lines')"""
 HELD = """
 import signal, sys
 import export
+from pipeline import interrupts
 from pipeline.read import decode, export as module
 
 def read(*args, _read=decode.read, **options):
@@ -57,7 +58,7 @@ def read(*args, _read=decode.read, **options):
 signal.signal(signal.SIGUSR1, lambda *_: None)
 decode.read = read
 module._OTHER_BATCH_ROWS = 1000
-sys.exit(export.main())
+sys.exit(interrupts.run(export.main))
 """
 
 # An export that tells the most memory it has had, in kilobytes; it reads and writes a megabyte at a time.

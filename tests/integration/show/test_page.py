@@ -167,9 +167,11 @@ def test_each_finding_is_told_in_words() -> None:
     quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 0.3
     quality.channels[2].duplicates = Finding(1234, START)
     quality.misdated = Finding(1, START)
+    quality.minutes_without_deals = [START // 1000 + 120, START // 1000 + 180]
     quality.dead_letters = [DeadLetters("rs.error", 3, START, "some text"), DeadLetters("binary", 1, START, "other")]
     text = re.sub(r"</?time>", "", page(quality))
     for words in (
+        "2 minutes with trades and no deal: tickers show a new last price or open interest; first 2026-10-01 00:02:00.",
         "2 rows of depth crossed: the best bid is not below the best ask; first 2026-10-01 00:01:01.",
         "3 rows of depth with levels that are not in the order of their price; first 2026-10-01 00:00:00.",
         "1 row of depth that cannot be read, or without two sides; first",
@@ -179,7 +181,7 @@ def test_each_finding_is_told_in_words() -> None:
         "3 dead letters, error messages of MEXC; first",
         "<code>some text</code>",
         "1 dead letter, binary; first",
-        "To look at: row order, duplicates, crossed books, unsorted books, unreadable books, misdated rows, dead",
+        "To look at: missing deals, row order, duplicates, crossed books, unsorted books, unreadable books, misdated",
     ):
         assert words in text
 
