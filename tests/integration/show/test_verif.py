@@ -539,7 +539,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
     [
         (["--quality", "--from", "yesterday"], "--from: yesterday is no time: give a UTC date or ISO time, such as"),
         (["--quality", "--from", "2026-10-02", "--to", "2026-10-02"], "--from has to be before --to"),
-        (["--from", "2026-10-02"], "--from and --to go with --quality or --html"),
+        (["--from", "2026-10-02"], "--from and --to go with --quality, --audit or --html"),
         (["--max-age", "soon"], "--max-age: invalid number of seconds value: 'soon'"),
         (["--max-age", "0"], "--max-age: invalid number of seconds value: '0'"),
         (["--max-age", "nan"], "--max-age: invalid number of seconds value: 'nan'"),
