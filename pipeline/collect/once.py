@@ -37,7 +37,10 @@ class Once:
         What has no number and no time of its own is taken from the connection that is `in_front` only.
         """
         with self._lock:
-            new = [row for row in rows if self._is_new(row, connection, in_front)]
+            new: list[Row] = []
+            for row in rows:
+                if self._is_new(row, connection, in_front) and not (row.mt == DEAL and row.id and row in new):
+                    new.append(row)
             if new:
                 self._journal.append(new, received_us)
                 for row in new:
