@@ -11,6 +11,11 @@ Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table w
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import sys
 import time
@@ -84,8 +89,6 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 2 if is_misconfigured(error) else 1
-    except KeyboardInterrupt:
-        return 130
 
 
 def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
@@ -228,11 +231,16 @@ def provide(client: Client, database: str, config: SymbolConfig) -> bool:
     try:
         create_table(client, database, config)
     except ServerException as error:
-        if error.code == ErrorCodes.TABLE_ALREADY_EXISTS:
-            return False
-        raise
+        if error.code != ErrorCodes.TABLE_ALREADY_EXISTS:
+            raise
+        if not tables_of(client, database, name) and not table_with_uuid(client, config["uuid"]):
+            raise SetupError(
+                f"{database}.{name} cannot be created, for its directory is there already, store/{config['uuid'][:3]}/"
+                f"{config['uuid']}: a power loss has left it. Stop ClickHouse and run ch_setup.py --repair"
+            ) from None
+        return False
     return True
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

@@ -11,8 +11,9 @@ import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
@@ -34,16 +35,27 @@ class Subscription(TypedDict):
     param: dict[str, Any]
 
 
+class Contract(NamedTuple):
+    """What a symbol is traded in: `contractSize`, `priceUnit` and `volUnit` of MEXC's REST ``contract/detail``."""
+
+    size: Decimal  # coins
+    price_unit: Decimal  # USDT
+    volume_unit: Decimal  # contracts
+
+
 class SymbolConfig(TypedDict):
-    """One collected symbol: MEXC's name for it, its ClickHouse table and that table's fixed UUID."""
+    """One collected symbol: MEXC's name for it, its contract, its ClickHouse table and that table's fixed UUID."""
 
     symbol: str
     table_name: str
     uuid: str
+    contract: Contract | None  # None: not known
     subscriptions: list[Subscription]
 
 
-def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -> SymbolConfig:
+def symbol_config(
+    symbol: str, table_name: str, table_uuid: str | None = None, contract: Contract | None = None
+) -> SymbolConfig:
     """Return the configuration that subscribes `symbol` to tickers, deals and 20 levels of depth.
 
     The table's UUID fixes where ClickHouse keeps its data: ``store/<its first three digits>/<uuid>/data.bin``.
@@ -53,6 +65,7 @@ def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -
         "symbol": symbol,
         "table_name": table_name,
         "uuid": table_uuid or str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{table_name}.contract.mexc.com")),
+        "contract": contract,
         "subscriptions": [
             {"method": "sub.ticker", "param": {"symbol": symbol}},
             # By default MEXC merges deals (since 2025-08-21); the archive wants each one.
@@ -62,9 +75,13 @@ def symbol_config(symbol: str, table_name: str, table_uuid: str | None = None) -
     }
 
 
-BTC_CONFIG = symbol_config("BTC_USDT", "btc", "b7c4f1d2-6a39-4e58-9c07-2d81f5ab3e60")
-ETH_CONFIG = symbol_config("ETH_USDT", "eth", "e742c9a8-15fb-4d03-8b6e-70a94cd1f235")
-SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7c8a")
+_BTC = Contract(Decimal("0.0001"), Decimal("0.1"), Decimal(1))
+_ETH = Contract(Decimal("0.01"), Decimal("0.01"), Decimal(1))
+_SOL = Contract(Decimal("0.1"), Decimal("0.01"), Decimal(1))
+
+BTC_CONFIG = symbol_config("BTC_USDT", "btc", "b7c4f1d2-6a39-4e58-9c07-2d81f5ab3e60", _BTC)
+ETH_CONFIG = symbol_config("ETH_USDT", "eth", "e742c9a8-15fb-4d03-8b6e-70a94cd1f235", _ETH)
+SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7c8a", _SOL)
 
 ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
 
@@ -97,6 +114,7 @@ class Settings:
     clickhouse_ca: str = ""  # a file of certificates to trust; empty: those of well-known authorities
     clickhouse_database: str = "mexc_data"
     journal_dir: str = "journal"  # relative to the project's folder
+    klines_dir: str = "klines"  # where MEXC's klines are kept once they were asked for; relative to the same
     journal_max_mb: int = 1024  # beyond that, the oldest rows stay and new ones are lost
     ping_interval: float = 15.0  # seconds; MEXC closes a connection after 60 s without a ping
     stats_interval: float = 15.0  # seconds between two statistics blocks
@@ -128,7 +146,11 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
-    return replace(settings, journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir))
+    return replace(
+        settings,
+        journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir),
+        klines_dir=_expand_home("KLINES_DIR", settings.klines_dir),
+    )
 
 
 def check_identifier(what: str, name: str) -> None:

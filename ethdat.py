@@ -1,6 +1,11 @@
 #!/usr/bin/env python3
 """ETH_USDT from MEXC futures into the table eth (eth/data.bin), until Ctrl-C or SIGTERM."""
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import sys
 
 from config import ETH_CONFIG

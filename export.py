@@ -9,6 +9,11 @@ Exit codes: 0 all that is asked for is there, 1 it is not, one line says why, 2 
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -19,6 +24,7 @@ from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, fin
 from pipeline.human import human_size, many
 from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
+from pipeline.times import parse_time, with_times_joined
 
 
 def main() -> int:
@@ -38,14 +44,21 @@ def main() -> int:
     parser.add_argument(
         "--exact", action="store_true", help="numbers as decimals with the digits of MEXC, not as floats"
     )
-    options = parser.parse_args()
+    parser.add_argument(
+        "--fill-from-exchange",
+        action="store_true",
+        help="candles of whole minutes: where there are no deals, MEXC's own bars, and a column that says so",
+    )
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
     if options.start and options.end and options.start >= options.end:
         parser.error(f"--from {options.start} is not before --to {options.end}, which is the day after the last")
     if options.interval and options.type != "candles":
         parser.error("--interval is for candles only")
+    if options.fill_from_exchange and options.type != "candles":
+        parser.error("--fill-from-exchange is for candles only")
     try:
         interval = options.interval or "1m" if options.type == "candles" else None
-        job = Job(options.type, options.format, options.exact, interval)
+        job = Job(options.type, options.format, options.exact, interval, options.fill_from_exchange)
     except ValueError as error:
         parser.error(str(error))
     result = Result()
@@ -66,17 +79,18 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
     print(summary(result, options.out))
     return 1 if result.kept else 0
 
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        moment = parse_time(text)
+        if text.strip().startswith("-"):
+            return moment.date()  # the day it was
+        return date.fromisoformat(text) if text[:1].isdigit() else moment.date()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no date: give such as 2026-10-01") from None
+        raise argparse.ArgumentTypeError(f"{text} is no date: give such as 2026-10-01, yesterday or -7d") from None
 
 
 def chosen(names: Sequence[str]) -> list[SymbolConfig]:
@@ -93,6 +107,8 @@ def summary(result: Result, out: Path) -> str:
     parts = [f"{many(result.files, 'file')} written to {out}, {many(result.rows, 'row')}, {human_size(result.bytes)}"]
     if result.already_there:
         parts.append(f"{many(result.already_there, 'day')} there already")
+    if result.filled:
+        parts.append(f"{many(result.filled, 'row')} of MEXC's own bars")
     if result.undecoded:
         parts.append(f"{many(result.undecoded, 'row')} left out, not decodable")
     if result.kept:
@@ -101,4 +117,4 @@ def summary(result: Result, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

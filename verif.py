@@ -1,15 +1,22 @@
 #!/usr/bin/env python3
 """Report how many records the tables hold, of which type, and what they take on disk.
 
-With --quality, how complete and sound they are; with --html, both as a page; with --max-age, only whether new rows
-come; with --watch, a live view until Ctrl-C; with --doctor, what may be wrong here, whatever runs.
+With --quality, how complete and sound they are; with --audit, whether MEXC's own klines agree; with --html, all of it
+as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C; with --doctor, what may
+be wrong here, whatever runs.
 
-Exit codes: 0 there are records, 1 there are none or ClickHouse cannot be asked, 2 a setting or an option cannot be
-used, 3 --max-age was given and a symbol's newest row is older, or it has none. With --doctor, 1 is that something is
-wrong.
+Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or
+--fail-on-gaps, and there are some; or --audit, and more contracts are missing than --audit-tolerance allows. With
+--doctor, 1 is that something is wrong.
 """
 
 from __future__ import annotations
+
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
 
 import argparse
 import json
@@ -27,15 +34,17 @@ from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.storage import Storage, TableStorage, advice, survey
-from pipeline.times import from_ms, parse_time
+from pipeline.times import from_ms, parse_time, with_times_joined
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
+    from pipeline.read.audit import SymbolAudit
     from pipeline.read.quality import SymbolQuality
 
 _TYPES = {"t": "Ticker messages", "d": "Deal messages", "dp": "Depth messages", "dl": "Dead letters"}
 _SHORT, _LONG = 120.0, 3600.0  # seconds without a word from the server; some say none while they look for rows
 _WATCH_EVERY = 5.0  # seconds
 _MOST_SECONDS = 1e9  # of an option
+_TOLERANCE = 0.1  # percent
 
 
 def main() -> int:
@@ -69,8 +78,6 @@ def main() -> int:
     except ModuleNotFoundError as error:  # in the image of the collectors
         print(f"That needs {error.name}: use the environment that setup.sh makes", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
     try:
         for text, is_trouble in reports.said:
             print(text, file=sys.stderr if is_trouble else sys.stdout)
@@ -90,25 +97,47 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
     add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
-    add("--html", type=_file, metavar="FILE", help="write a page that shows it")
-    add("--from", type=_time, dest="start", metavar="TIME", help="for --quality and --html: a UTC date or ISO time")
+    add(
+        "--fail-on-gaps",
+        action="store_true",
+        help="exit with 3 if --quality finds a gap, or minutes without their deals",
+    )
+    add("--audit", action="store_true", help="compare the deals with MEXC's own one-minute klines, by REST")
+    add(
+        "--audit-tolerance",
+        type=_percent,
+        metavar="PERCENT",
+        help=f"exit with 3 if more of a symbol's contracts are missing (default: {_TOLERANCE})",
+    )
+    add("--html", type=_file, metavar="FILE", help="write a page that shows it, with --audit that, too")
+    add(
+        "--from",
+        type=_time,
+        dest="start",
+        metavar="TIME",
+        help="for --quality, --audit, --html: a UTC date or ISO time",
+    )
     add("--to", type=_time, dest="end", metavar="TIME", help="likewise; rows of this time are not included")
     add(
         "--max-age",
         type=_seconds,
         metavar="SECONDS",
-        help="exit with 3 if a symbol's newest row is older, or it has none",
+        help="exit with 3 if a symbol's newest ticker or book is older, or it has none",
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
     add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
-    options = parser.parse_args()
-    others = (options.json, options.quality, options.html, options.start, options.end, options.max_age)
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
+    others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
         parser.error("--watch goes with no other option")
+    if (options.start or options.end) and not (options.quality or options.audit or options.html):
+        parser.error("--from and --to go with --quality, --audit or --html")
+    if options.fail_on_gaps and not options.quality:
+        parser.error("--fail-on-gaps goes with --quality")
+    if options.audit_tolerance is not None and not options.audit:
+        parser.error("--audit-tolerance goes with --audit")
     if options.doctor and (any(others) or options.watch is not None):
         parser.error("--doctor goes with no other option")
-    if (options.start or options.end) and not (options.quality or options.html):
-        parser.error("--from and --to go with --quality or --html")
     if options.start and options.end and options.start >= options.end:
         parser.error("--from has to be before --to")
     return options
@@ -122,6 +151,16 @@ def _seconds(text: str) -> float:
 
 
 _seconds.__name__ = "number of seconds"  # argparse tells it
+
+
+def _percent(text: str) -> float:
+    percent = float(text)
+    if not 0 <= percent <= 100:
+        raise ValueError
+    return percent
+
+
+_percent.__name__ = "number from 0 to 100"
 
 
 def _time(text: str) -> datetime:
@@ -144,8 +183,9 @@ class Reports:
 
     def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
         self._options, self._settings = options, settings
-        timeout = _LONG if options.quality or options.html else _SHORT
+        timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
+        self._asked_at = datetime.now(UTC)
         self._answer: dict[str, Any] = {}  # for --json
         self.said: list[tuple[str, bool]] = []
         """What is to be printed, each with whether it is trouble, for stderr."""
@@ -154,10 +194,12 @@ class Reports:
         """Make all of them; return the exit code. Raises one of CLICKHOUSE_ERRORS."""
         options = self._options
         codes = []
-        if not options.quality and not options.max_age:
+        if not (options.quality or options.audit or options.max_age):
             codes.append(self._report_storage())
         if options.quality:
             codes.append(self._report_quality())
+        if options.audit:
+            codes.append(self._report_audit())
         if options.max_age:
             codes.append(self._report_age())
         if options.html:
@@ -176,6 +218,15 @@ class Reports:
 
         start, end = self._options.start, self._options.end
         return examine(self._client, self._database, ALL_CONFIGS, start=start, end=end, show_progress=True)
+
+    @cached_property
+    def _audit(self) -> list[SymbolAudit]:
+        from pipeline.read.audit import audit
+
+        options = self._options
+        return audit(
+            self._client, self._settings, ALL_CONFIGS, start=options.start, end=options.end, show_progress=True
+        )
 
     def _report_storage(self) -> int:
         storage = self._storage
@@ -198,23 +249,42 @@ class Reports:
 
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
         self._say("\n\n".join(map(as_text, self._quality)))
+        if self._options.fail_on_gaps and any(
+            symbol.uncovered or symbol.minutes_without_deals for symbol in self._quality
+        ):
+            return 3
         return 0 if any(symbol.rows for symbol in self._quality) else 1
+
+    def _report_audit(self) -> int:
+        from pipeline.show.audit_report import as_json, as_text
+
+        given = self._options.audit_tolerance
+        tolerance = _TOLERANCE if given is None else given
+        self._answer["audit"] = [as_json(symbol) for symbol in self._audit]
+        for symbol in self._audit:
+            if symbol.problem is not None:
+                self._warn(as_text(symbol))
+            else:
+                self._say(as_text(symbol))
+        if any(100 * symbol.missing > tolerance * symbol.contracts for symbol in self._audit):
+            return 3
+        return 1 if any(symbol.problem is not None or symbol.not_compared for symbol in self._audit) else 0
 
     def _report_age(self) -> int:
         from pipeline.read.quality import find_newest
-        from pipeline.show.quality_report import age_as_json, age_line, is_late
+        from pipeline.show.quality_report import age_as_json, age_line, late_channels
 
         self._answer["newest"] = []
         code = 0
+        max_age = self._options.max_age
         for newest in find_newest(self._client, self._database, ALL_CONFIGS):
             now = datetime.now(UTC)
-            late = is_late(newest, self._options.max_age, now)
-            self._answer["newest"].append({**age_as_json(newest, now), "late": late})
-            if late:
-                self._warn(age_line(newest, now))
+            self._answer["newest"].append(age_as_json(newest, max_age, now))
+            if late_channels(newest, max_age, now):
+                self._warn(age_line(newest, max_age, now))
                 code = 3
             else:
-                self._say(age_line(newest, now))
+                self._say(age_line(newest, max_age, now))
         return code
 
     def _write_page(self) -> int:
@@ -235,7 +305,8 @@ class Reports:
             if symbol.start_ms is not None and symbol.end_ms is not None
         }
         path = self._options.html
-        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks)
+        audits = self._audit if self._options.audit else ()
+        page = render(self._storage, self._quality, prices, self._asked_at, self._settings, audits)
         try:
             replace_file(path, page)
         except OSError as error:
@@ -309,4 +380,4 @@ def _size(table: TableStorage, files_seen: bool) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(interrupts.run(main))

@@ -10,7 +10,7 @@ import sys
 import time
 from importlib.metadata import version
 
-BENCHES = ("burst", "latency", "cpu", "growth", "flush", "disk", "catchup", "compaction", "journal")
+BENCHES = ("burst", "latency", "cpu", "growth", "flush", "disk", "catchup", "compaction", "journal", "connections")
 
 
 def main() -> int:

@@ -47,6 +47,7 @@ def replay(stack: Stack, texts: list[str]) -> Process:
     path.write_text("\n".join(texts))
     exchange = stack.start("-m", "local.exchange", "--port", 0, "--replay", path)
     stack.env["MEXC_WS_URL"] = exchange.wait_for(r"listening on (ws://\S+)")[1]
+    stack.env["MEXC_REST_URL"] = exchange.wait_for(r"REST on (http://\S+)")[1]
     return exchange
 
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -111,6 +113,7 @@ def main() -> int:
         "CLICKHOUSE_HOST": "127.0.0.1",
         "CLICKHOUSE_PORT": str(settings.clickhouse_port),
         "JOURNAL_DIR": str(data / "journal"),
+        "KLINES_DIR": str(data / "klines"),
     }
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -140,17 +143,29 @@ def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate:
         for config in ALL_CONFIGS:
             name = config["table_name"]
             collectors.append(Part(name, [f"{name}dat.py"], environ))
+        started = time.time()
+        audit = ["verif.py", "--audit", "--from", _utc(started)]  # of earlier runs, this exchange knows nothing
+        if simulate:
+            given = f"MEXC_REST_URL={environ['MEXC_REST_URL']} KLINES_DIR={shlex.quote(environ['KLINES_DIR'])}"
+            say(f"Does the exchange agree? In another terminal: {given} python3 {' '.join(audit)}\n")
         exit_code = watch([*servers, *collectors], stop, seconds)
+        stopped = time.time()
         for collector in collectors:
             collector.process.terminate()  # all at once; `stop` below waits for each
         for collector in collectors:
             collector.stop()
         sys.stdout.flush()
         subprocess.run([sys.executable, "verif.py"], cwd=PROJECT, env=environ, check=False)
+        if simulate and stopped // 60 - started // 60 >= 2:  # there is a whole minute
+            subprocess.run([sys.executable, *audit, "--to", _utc(stopped)], cwd=PROJECT, env=environ, check=False)
         return exit_code
     finally:
         for part in [*collectors, *reversed(servers)]:
             part.stop()
+
+
+def _utc(moment: float) -> str:
+    return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def watch(parts: Sequence[Part], stop: threading.Event, seconds: float | None) -> int:

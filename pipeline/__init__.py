@@ -8,7 +8,7 @@
           |        |
          store ----+           what ClickHouse holds, and how it is kept in shape
           |        |
-    ======+========+======     the ground: messages, status, times, human, progress, files
+    ======+========+======     the ground: messages, rest, contracts, status, and small tools, interrupts
 
 `collect` runs for years in a small process and imports nothing that is large; `read` and `show` run when somebody
 asks. The two know nothing of each other: they meet in ClickHouse.

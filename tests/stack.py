@@ -123,6 +123,8 @@ class Stack:
             "CLICKHOUSE_USER": "default",
             "CLICKHOUSE_PASSWORD": "of the tests",
             "JOURNAL_DIR": str(directory / "journal"),
+            "MEXC_REST_URL": "http://127.0.0.1:9",  # nobody, until there is an exchange
+            "KLINES_DIR": str(directory / "klines"),
             "STATS_INTERVAL": "1",
         }
         self.prefix: Sequence[str] = ()

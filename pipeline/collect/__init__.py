@@ -4,8 +4,11 @@ In: frames of MEXC's WebSocket, and what its REST interface knows of deals that 
 Promise: each row that was read is stored once, in the order it came, whatever dies meanwhile: docs/RELIABILITY.md.
 
     feed ----+
-             +--> messages --> journal --> table         collector wires them; stats, health, metrics watch;
-    gaps ----+                                           autocompact says when the table is rewritten
+             +--> messages --> once --> journal --> table --> stripelog
+    gaps ----+
+
+    intake wires what comes from the exchange, collector all of it; stats, health and metrics watch; backoff, channels,
+    lines, salvage, autocompact and errors are their tools
 
 A module on the way imports none that is earlier on it.
 """

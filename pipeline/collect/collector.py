@@ -111,7 +111,8 @@ class _Collector:
             threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True)
             for target in (*self._intake.feeds(), self._fill_table)
         )
-        for thread in (*feeds, table):
+        asks = threading.Thread(target=self._guard, args=(self._intake.check_contract,), name="contract", daemon=True)
+        for thread in (*feeds, table, asks):
             thread.start()
         last_block = self._watch()
         self._intake.stop()
@@ -217,6 +218,8 @@ class _Collector:
     def _sync(self) -> None:
         try:
             self._journal.sync()
+        except JournalError as error:
+            self._end(EXIT_ERRORS, str(error))
         except OSError as error:
             self._failed("failed sync", f"The journal cannot be put on the disk for good: {error}")
 

@@ -21,6 +21,7 @@ from pipeline.collect.health import Heartbeat
 from pipeline.collect.journal import Journal
 from pipeline.collect.once import Once
 from pipeline.collect.stats import ErrorKind, Stats
+from pipeline.contracts import check_contract
 from pipeline.messages import Message, Row, parse_frame
 from pipeline.rest import Rest
 
@@ -48,7 +49,9 @@ class Intake:
         self._say = say
         self._give_up = give_up
         self._once = Once(journal)
-        self._gaps = Gaps(Rest(settings), self.symbol, journal, self._once, say)
+        self._config = config
+        self._rest = Rest(settings)
+        self._gaps = Gaps(self._rest, self.symbol, journal, self._once, say)
         self._lock = threading.RLock()
         self._missing: set[tuple[str, str]] = set()  # fields that were said to be missing
         self.journal_full = False
@@ -57,6 +60,11 @@ class Intake:
             _Connection(self, number, config, settings) for number in range(1, settings.connections + 1)
         ]
         self._front = self.connections[0]
+
+    def check_contract(self) -> None:
+        """Ask MEXC, once, whether the contract is what it is taken for; where it cannot be asked, some other time."""
+        if line := check_contract(self._rest, self._settings, self._config):
+            self._say(line)
 
     def feeds(self) -> Iterator[Callable[[], None]]:
         """Yield what is to be run in threads, until `stop`."""
@@ -126,8 +134,9 @@ class Intake:
     def dropped(self, connection: _Connection, line: str) -> None:
         """Note that a connection ended."""
         with self._lock:
+            if connection.is_up:  # it is not where it ended before all subscriptions were sent
+                self._stats.connection(is_up=False)
             connection.is_up = False
-            self._stats.connection(is_up=False)
             self.failed(connection, "dropped connection", line)
 
     def deals_stopped(self) -> None:

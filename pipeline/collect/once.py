@@ -37,7 +37,10 @@ class Once:
         What has no number and no time of its own is taken from the connection that is `in_front` only.
         """
         with self._lock:
-            new = [row for row in rows if self._is_new(row, connection, in_front)]
+            new: list[Row] = []
+            for row in rows:
+                if self._is_new(row, connection, in_front) and not (row.mt == DEAL and row.id and row in new):
+                    new.append(row)
             if new:
                 self._journal.append(new, received_us)
                 for row in new:
@@ -51,7 +54,8 @@ class Once:
         Which are there is told by how often each is in the list and among the rows; by their ids where they have any.
         """
         with self._lock:
-            kept = self._journal.newest_deals(_COMPARED)
+            begin = min((deal.event_ms for deal in deals), default=0)
+            kept = [deal for deal in self._journal.newest_deals(_COMPARED) if deal[0] >= begin]
             ids = {number for _, _, number in kept if number}
             there = Counter(_likeness(event, m) for event, m, _ in kept)
             missed: dict[Hashable, Row] = {}
@@ -67,13 +71,17 @@ class Once:
             return len(missed)
 
     def _is_new(self, row: Row, connection: int, in_front: bool) -> bool:
+        key = _key(row)
+        if not key and not in_front:
+            return False
+        if key and (first := self._came.get(key)) is not None:
+            return row.mt != DEAL and first == connection
         if row.mt == DEAL and self._filled and self._filled[likeness := _likeness(row.event_ms, row.m)]:
             self._filled[likeness] -= 1
+            if key:
+                self._remember(key, connection)  # it comes from another connection, too
             return False
-        if not (key := _key(row)):
-            return in_front
-        first = self._came.get(key)
-        return first is None or (row.mt != DEAL and first == connection)
+        return True
 
     def _remember(self, key: Hashable, connection: int) -> None:
         self._came[key] = connection

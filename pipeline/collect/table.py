@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from pipeline.collect.errors import TableMissing
 
+_TAIL = 20  # rows by which a table's last one is told from others that are equal to it
 _CHUNK = 10_000  # rows of the journal in memory at a time, while they are compared
 
 
@@ -32,6 +33,7 @@ class Position(Protocol):
     @property
     def comparable(self) -> int: ...
     def pending(self, limit: int, after: int = 0) -> list[Any]: ...
+    def held(self) -> list[Any]: ...
     def hand_over(self, count: int) -> bool: ...
     def open(self) -> None: ...
     def fence(self) -> None: ...
@@ -83,7 +85,8 @@ class Table:
         Raises what the target raises, and JournalFull; the rows then wait on, and it may be called again.
         """
         position = self._position
-        if not position.is_open:
+        was_there = not position.is_open
+        if was_there:
             settled = self._get_in_step()
             position.open()
             self._is_new = False
@@ -95,8 +98,10 @@ class Table:
         self._in_flight = len(rows)
         try:
             self._target.insert(rows)
-        except TableMissing:  # reset or being rewritten; its state will tell
+        except TableMissing as missing:  # reset or being rewritten; its state will tell
             position.fence()
+            if was_there:  # just now: what is missing is what a view on it writes to, say
+                raise (missing.__cause__ or missing) from None
             return []
         except BaseException:
             position.fence()
@@ -128,10 +133,13 @@ class Table:
         was = position.token
         ours, at_once = self._compare(known, comparable) if count > (known or 0) and comparable else (0, True)
         settled = position.pending(ours) if is_one_insert else []
-        position.adopt(token, count, ours)
+        lost = self._lost_since_its_last(count) if known is None and was is not None and count and not ours else 0
+        position.adopt(token, count, ours - lost)
         if known is None:
             if was is not None:
                 self._say(f"{name} was reset: it holds {count:,} rows; {position.waiting:,} waiting rows go there")
+            if lost:
+                self._say_what_was_lost(lost, lost)
         elif self._is_new and at_once:
             self._say(
                 f"WARNING: {name} holds {count:,} rows, {count - known - ours:,} more than the journal knows: it has"
@@ -154,6 +162,16 @@ class Table:
                 f"WARNING: {name} lost {count:,} rows, and the first {count - again:,} of them are no longer in the"
                 " journal; sending the others again"
             )
+
+    def _lost_since_its_last(self, count: int) -> int:
+        """Return how many rows a table must have lost that was made anew, and took rows before that was noticed.
+
+        Those that were sent after the last one of its `count` rows went to it, too. Which one that is, the rows before
+        it tell, for there are equal ones.
+        """
+        held = [tuple(row) for row in self._position.held()]
+        newest = [tuple(row) for row in self._target.rows(max(0, count - _TAIL))][::-1]
+        return next((n for n in range(len(held)) if held[n : n + len(newest)] == newest[: len(held) - n]), 0)
 
     def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
         """Return how many of the first `comparable` waiting rows the table has been sent.

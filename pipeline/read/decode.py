@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import islice
 
 import numpy as np
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 from clickhouse_driver import Client
 
 from config import SymbolConfig, find_symbol, known_symbols, load_settings
+from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
 from pipeline.store.compact import tables_of
@@ -65,6 +67,7 @@ _FIELDS = {
 _ROWS = {mt: "^" + r"\|".join(fields.values()) + "$" for mt, fields in _FIELDS.items()}
 _LONGEST_NUMBER = 16 + 1 + 18  # characters; what is longer ends in zeros
 
+_OF_ALL = pc.ScalarAggregateOptions(skip_nulls=False)
 _SLICE = 16_384  # rows that are split at a time: what a book's text is split into takes ten times its memory
 
 
@@ -96,7 +99,7 @@ def schema(mt: str, *, exact: bool = False) -> pa.Schema:
         prices = [(name, number) for name in ("last_price", "fair_price", "index_price")]
         columns = [*prices, ("open_interest", pa.int64()), ("funding_rate", number)]
     elif mt == DEAL:
-        columns = [("price", number), ("contracts", number), ("side", _SIDE)]
+        columns = [("price", number), ("contracts", number), ("coins", number), ("side", _SIDE)]
     elif mt == DEPTH:
         columns = [(name, number) for side in ("bid", "ask") for name in _level_columns(side)]
     elif mt == DEADLETTER:
@@ -106,10 +109,13 @@ def schema(mt: str, *, exact: bool = False) -> pa.Schema:
     return pa.schema([("ts", _TIME), *columns])
 
 
-def decode(mt: str, ts_ms: Sequence[int], texts: Sequence[str], *, exact: bool = False) -> Batch:
+def decode(
+    mt: str, ts_ms: Sequence[int], texts: Sequence[str], *, exact: bool = False, contract_size: Decimal | None = None
+) -> Batch:
     """Return rows of type `mt` as typed columns; a row is a time, in milliseconds since the epoch, and a text.
 
-    Raises ValueError for an unknown type.
+    `contract_size` is how many coins a contract is; without it, the coins of deals are null. Raises ValueError for an
+    unknown type.
     """
     columns = schema(mt, exact=exact)
     times = pa.array(ts_ms, pa.int64())
@@ -124,7 +130,7 @@ def decode(mt: str, ts_ms: Sequence[int], texts: Sequence[str], *, exact: bool =
     times = times.cast(_TIME)
     tables = [columns.empty_table()]
     for start in range(0, len(rows), _SLICE):
-        arrays = [times.slice(start, _SLICE), *_split(mt, rows.slice(start, _SLICE), exact)]
+        arrays = [times.slice(start, _SLICE), *_split(mt, rows.slice(start, _SLICE), exact, contract_size)]
         tables.append(pa.Table.from_arrays(arrays, schema=columns))
     return Batch(pa.concat_tables(tables), bad)
 
@@ -143,8 +149,8 @@ def read(
     """Yield the rows of type `mt` with start <= ts < end, in stored order, `batch_rows` at a time.
 
     Rows are streamed: memory is that of a batch or two. Where there are no rows there is no batch. Every call reads the
-    whole table, which has no index. `client` is of no other use until all is read or the iterator is closed; then it is
-    free for the next query.
+    whole table, which has no index. The coins of deals are null where the contract is not known. `client` is of no
+    other use until all is read or the iterator is closed; then it is free for the next query.
 
     Raises ValueError at once for an unknown type and for a time without zone, and one of
     pipeline.store.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that
@@ -158,7 +164,11 @@ def read(
         conditions.append(f"ts_ms < {_milliseconds(end)}")
     rows = f"SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toValidUTF8(m) AS text FROM {database}.{table}"
     query = f"SELECT ts_ms, text FROM ({rows} WHERE {' AND '.join(conditions)}) AS r CROSS JOIN (SELECT 1) AS one"
-    return _stream(client, query, mt, exact, batch_rows)
+    config = find_symbol(table)
+    contract = config["contract"] if config else None
+    if config and not contract:
+        contract = known_contract(load_settings(), config)
+    return _stream(client, query, mt, exact, contract.size if contract else None, batch_rows)
 
 
 def load(
@@ -202,21 +212,23 @@ def load(
 def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
     """Return the candles of `deals`, oldest first.
 
-    The columns are start, open, high, low, close, contracts, buy_contracts, deals and vwap.
+    The columns are start, open, high, low, close, contracts, coins, buy_contracts, deals and vwap.
 
     `interval` is such as "1s", "5m", "1h" or "1d", or a timedelta of whole milliseconds; candles begin at its multiples
     since 1970-01-01 UTC, so days are UTC's. `open` and `close` are of the first and the last deal by time, where deals
-    of the same millisecond keep the order they are stored in. `contracts` is what was traded, `buy_contracts` what of
-    that was bought by the taker; `deals` is their number and `vwap` the volume-weighted average price, a float also
-    where `deals` is exact. An interval without deals has no candle. Raises ValueError for an interval that cannot be
-    used.
+    of the same millisecond keep the order they are stored in. `contracts` is what was traded, `coins` how much that is,
+    or null where it is not known of each deal; `buy_contracts` is what of the contracts was bought by the taker.
+    `deals` is their number and `vwap` the volume-weighted average price, a float also where `deals` is exact. An
+    interval without deals has no candle. Raises ValueError for an interval that cannot be used.
     """
-    step = _interval(interval)
+    step = interval_ms(interval)
     times = deals["ts"].cast(_TIME).cast(pa.int64()).to_numpy()  # those of a file that others wrote may be finer
     if (times[1:] < times[:-1]).any():
         order = np.argsort(times, kind="stable")
         times, deals = times[order], deals.take(order)
     price, contracts, side = (deals[name] for name in ("price", "contracts", "side"))
+    is_old = "coins" not in deals.column_names  # in a file of an older version
+    coins = pa.nulls(len(deals), contracts.type) if is_old else deals["coins"]
     start_of_each = times // step * step
     first = np.append(0, np.flatnonzero(start_of_each[1:] != start_of_each[:-1]) + 1)[: len(times)]
     starts, count = start_of_each[first], np.diff(first, append=len(times))
@@ -225,10 +237,11 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
         "start": start_of_each,
         "price": price,
         "contracts": contracts,
+        "coins": coins,
         "bought": pc.if_else(pc.equal(side, "buy"), contracts, pa.scalar(0, pa.int8()).cast(contracts.type)),
         "paid": pc.multiply(price.cast(pa.float64()), contracts.cast(pa.float64())),
     }
-    totals = [(name, "sum") for name in ("contracts", "bought", "paid")]
+    totals = [(name, "sum", _OF_ALL) for name in ("contracts", "coins", "bought", "paid")]
     grouped = pa.table(columns).group_by("start", use_threads=False)  # with threads, sums differ from run to run
     found = grouped.aggregate([("price", "max"), ("price", "min"), *totals]).sort_by("start")
     traded = found["contracts_sum"].cast(pa.float64())
@@ -240,6 +253,7 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
             "low": found["price_min"],
             "close": price.take(first + count - 1),
             "contracts": found["contracts_sum"],
+            "coins": found["coins_sum"],
             "buy_contracts": found["bought_sum"],
             "deals": count,
             "vwap": pc.divide(found["paid_sum"], pc.if_else(pc.equal(traded, 0), None, traded)),
@@ -316,7 +330,7 @@ def _level_columns(side: str) -> list[str]:
     return [f"{side}_{what}_{level}" for what in ("price", "contracts") for level in range(1, DEPTH_LEVELS + 1)]
 
 
-def _split(mt: str, rows: pa.Array, exact: bool) -> list[pa.Array]:
+def _split(mt: str, rows: pa.Array, exact: bool, contract_size: Decimal | None) -> list[pa.Array]:
     """Return the columns of `rows` after `ts`; each row is as _ROWS has it."""
     if mt == DEADLETTER:
         return [rows.cast(pa.string())]
@@ -325,9 +339,10 @@ def _split(mt: str, rows: pa.Array, exact: bool) -> list[pa.Array]:
     if mt == DEPTH:
         return [column for side in fields for column in _split_side(side, exact)]
     if mt == DEAL:
-        price, contracts, direction = fields
+        direction = fields[2]
+        price, contracts = (_numbers(field, exact) for field in fields[:2])
         side = pa.DictionaryArray.from_arrays(pc.equal(direction, "2").cast(pa.int8()), ["buy", "sell"])
-        return [_numbers(price, exact), _numbers(contracts, exact), side]
+        return [price, contracts, _coins(contracts, contract_size), side]
     *prices, open_interest, funding_rate = map(_or_null, fields)
     numbers = [_numbers(price, exact) for price in prices]
     return [*numbers, open_interest.cast(pa.int64()), _numbers(funding_rate, exact)]
@@ -347,6 +362,20 @@ def _split_side(levels: pa.Array, exact: bool) -> list[pa.Array]:
     starts = np.cumsum(counts) - counts
     places = [2 * level + offset for offset in range(2) for level in range(DEPTH_LEVELS)]
     return [numbers.take(pa.array(starts + place, mask=counts <= place)) for place in places]
+
+
+def _coins(contracts: pa.Array, contract_size: Decimal | None) -> pa.Array:
+    """Return how many coins these are, of the type of `contracts`."""
+    if contract_size is None:
+        return pa.nulls(len(contracts), contracts.type)
+    if not pa.types.is_decimal(contracts.type):
+        times, parts = contract_size.as_integer_ratio()  # so that 3 x 0.1 is 0.3
+        return pc.divide(pc.multiply(contracts, float(times)), float(parts))
+    size = pa.scalar(Decimal(f"{contract_size:f}"))
+    wide = (contracts.cast(pa.decimal256(34, 18)), size.cast(pa.decimal256(size.type.precision, size.type.scale)))
+    coins = pc.round(pc.multiply(*wide), 18)
+    fits = pc.less(coins, pa.scalar(Decimal(10) ** 16).cast(coins.type))
+    return pc.if_else(fits, coins, pa.scalar(None, coins.type)).cast(DECIMAL)
 
 
 def _or_null(texts: pa.Array) -> pa.Array:
@@ -402,13 +431,15 @@ _READING = {
 }
 
 
-def _stream(client: Client, query: str, mt: str, exact: bool, batch_rows: int) -> Iterator[Batch]:
+def _stream(
+    client: Client, query: str, mt: str, exact: bool, contract_size: Decimal | None, batch_rows: int
+) -> Iterator[Batch]:
     rows = client.execute_iter(query, settings=_READING)
     try:
         while chunk := list(islice(rows, batch_rows)):
             ts_ms, texts = zip(*chunk, strict=True)
             del chunk
-            yield decode(mt, ts_ms, texts, exact=exact)
+            yield decode(mt, ts_ms, texts, exact=exact, contract_size=contract_size)
     except BaseException:  # GeneratorExit, too: the rest of the answer must not meet the next query
         client.disconnect()
         raise
@@ -431,8 +462,8 @@ def _milliseconds(moment: datetime) -> int:
 _UNITS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-def _interval(interval: str | timedelta) -> int:
-    """Return the milliseconds of an interval."""
+def interval_ms(interval: str | timedelta) -> int:
+    """Return the milliseconds of an interval, such as 5m. Raises ValueError where it is none."""
     if isinstance(interval, timedelta):
         milliseconds, rest = divmod(interval, timedelta(milliseconds=1))
         if milliseconds > 0 and not rest:

@@ -8,6 +8,8 @@ by which the next export knows that the day is there. Promise: what is under a f
 disk, whatever is killed and whenever; each row is in its day's file, or reported as one that does not decode; no file
 gives way to one of fewer rows, or of a table that was reset since.
 
+Candles may be filled with MEXC's own bars, where there are no deals: those are asked of REST, see pipeline.read.klines.
+
 A table has no index: whatever is asked of it, it is read as a whole. So one reading writes all days, in memory that
 does not depend on how many there are, or in which order their rows come; nor on how many these are, but for candles,
 which are made of a whole day's deals.
@@ -22,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,13 +36,18 @@ import pyarrow.parquet
 from clickhouse_driver import Client
 
 from config import Settings, SymbolConfig
+from pipeline.contracts import known_contract
 from pipeline.files import silence_stdout, sync
 from pipeline.human import human_size, many
+from pipeline.messages import DEAL
 from pipeline.progress import progress
 from pipeline.read import decode
 from pipeline.read.decode import BadRow
+from pipeline.read.klines import MINUTE, Bar, Klines
+from pipeline.rest import Rest
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import tables_of
+from pipeline.times import iso
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
 
@@ -63,6 +70,9 @@ _NEW_FILE, _NEW_RECORD = ".tmp", ".json.tmp"  # ends of names
 _EXAMPLES = 3  # of a day's rows that do not decode
 _LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
 _COMPACTION = 600.0  # seconds to wait for one to end
+_LISTED = 3600  # seconds after a day's end, when MEXC has listed all bars of it that there will be
+_SOURCES = ("deals", "exchange")
+_OF_DEALS_ONLY = ("buy_contracts", "deals", "vwap")  # columns of candles that no bar of MEXC's has
 
 
 class ExportError(Exception):
@@ -81,15 +91,24 @@ class Job:
     """Decimals, not floats."""
     interval: str | None = None
     """The length of the candles, for them only: such as 1m, and a part of a day, since days are apart."""
+    fill: bool = False
+    """Whether intervals without deals get MEXC's own bars; for candles of whole minutes only."""
 
     def __post_init__(self) -> None:
         if self.interval:
             _hours_of_whole_candles(self.interval)
+        if self.fill and self.step_ms % (MINUTE * 1000):
+            raise ValueError(f"candles of {self.interval} are no whole minutes, as MEXC's are: give such as 1m, 5m, 1h")
+
+    @property
+    def step_ms(self) -> int:
+        """The length of the candles in milliseconds."""
+        return decode.interval_ms(self.interval or "1m")
 
     @property
     def name(self) -> str:
         """What it is called in the tree and before the user; candles of another length are another thing."""
-        return f"{self.type}-{self.interval}" if self.interval else self.type
+        return "-".join([self.type, *filter(None, [self.interval]), *["filled"] * self.fill])
 
     @property
     def source(self) -> str:
@@ -104,7 +123,12 @@ class Job:
     @property
     def schema(self) -> Any:
         """The columns, a pyarrow.Schema."""
-        return self.derive(decode.schema(decode.TYPES[self.source], exact=self.exact).empty_table()).schema
+        return self.derive(self.messages).schema
+
+    @property
+    def messages(self) -> pa.Table:
+        """A table of messages in which there are none."""
+        return decode.schema(decode.TYPES[self.source], exact=self.exact).empty_table()
 
     def derive(self, messages: pa.Table) -> pa.Table:
         """Return what is made of a table of messages: any part of a day's, but for candles all of them."""
@@ -112,7 +136,8 @@ class Job:
             part = _hours_of_whole_candles(self.interval) * _HOUR_MS  # in parts, for it takes twice the deals' memory
             nothing = decode.candles(messages[:0], self.interval)
             parts = (decode.candles(deals, self.interval) for _, deals in _split(messages, part))
-            return pa.concat_tables([nothing, *parts])
+            made = pa.concat_tables([nothing, *parts])
+            return _with_source(made, "deals") if self.fill else made
         if self.type == "depth-levels":
             return decode.depth_levels(messages)
         return decode.top_of_book(messages) if self.type == "top-of-book" else messages
@@ -131,6 +156,8 @@ class Result:
     """Rows that do not decode, of the days that were written."""
     kept: int = 0
     """Files that stay as they are, for ClickHouse has not all of their rows any more."""
+    filled: int = 0
+    """Rows that are of MEXC's own bars."""
 
 
 def export(
@@ -190,18 +217,27 @@ class _Exporter:
         self._token = ""
         self._written: set[int] = set()
         self._kept: set[int] = set()
+        self._contract = known_contract(settings, config)
+        self._klines = Klines(settings, Rest(settings), self._symbol) if job.fill else None
 
     def export(self, start: date | None, end: date | None) -> None:
         """Do it, or what is left of it if this was called before and failed."""
         low = _number(start) if start else 0
         high = _number(end) if end else _number(date.max)
         counted = {day: rows for day, rows in self._count().items() if low <= day < high}
+        if self._job.fill:
+            first = low if start else min(counted, default=high)
+            last = min(high - 1 if end else max(counted, default=high), int(time.time() * 1000) // _DAY_MS)
+            counted = {day: counted.get(day, 0) for day in range(first, last + 1)}
         if not counted:
             _say(f"{self._symbol}: no {self._job.source} in the time asked for")
             return
         with _locked(self._aside, self._directory):
             done = self._written | self._kept
             todo = {day: rows for day, rows in counted.items() if day not in done and self._is_to_be_done(day, rows)}
+            for day in [day for day, rows in todo.items() if not rows]:
+                self._write_without_deals(day)
+                del todo[day]
             while todo:
                 for day in self._read(todo, counted):
                     del todo[day]
@@ -237,7 +273,8 @@ class _Exporter:
             _warn(f"{paths.file} is kept: {why}")
             self._kept.add(day)
             return False
-        return record.source_rows < rows or record.exact != self._job.exact
+        made_so = (record.exact, record.columns) == (self._job.exact, self._job.schema.names)
+        return record.source_rows < rows or not made_so or not record.is_filled
 
     def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
         """Read the table once and write as many of the days `todo` as there is room for, at least one; return those."""
@@ -277,21 +314,92 @@ class _Exporter:
     def _begin(self, day: int) -> _DayFile:
         return _DayFile(self._paths(day), self._job, self._token)
 
+    def _write_without_deals(self, day: int) -> None:
+        file = self._begin(day)
+        try:
+            self._finish(day, file)
+        except BaseException:
+            file.abandon()
+            raise
+
     def _finish(self, day: int, file: _DayFile) -> None:
+        filled = 0
+        if self._klines:
+            made = file.derive()
+            bars, file.is_filled = self._bars(self._klines, day, made)
+            more = self._candles(bars)
+            filled = len(more)
+            file.write(pa.concat_tables([made, more]).sort_by("start"))
+            before = _Record.of(self._paths(day))
+            if before and before.rows > file.rows:
+                file.abandon()
+                fewer = (
+                    f"it has {before.rows:,} rows, and with the bars that MEXC lists now it would have {file.rows:,}"
+                )
+                _warn(f"{self._paths(day).file} is kept: {fewer}")
+                self._kept.add(day)
+                return
         record = file.finish()
         self._written.add(day)
         self._result.files += 1
         self._result.rows += record.rows
         self._result.bytes += record.bytes
         self._result.undecoded += record.undecoded
+        self._result.filled += filled
         if not sys.stderr.isatty():
-            _say(f"{self._paths(day).file}: {many(record.rows, 'row')}, {human_size(record.bytes)}")
+            of_bars = f", {filled:,} of MEXC's own bars" if filled else ""
+            _say(f"{self._paths(day).file}: {many(record.rows, 'row')}{of_bars}, {human_size(record.bytes)}")
         if record.undecoded:
             examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
             _warn(
                 f"{self._symbol}: {record.undecoded:,} of {record.source_rows:,} {self._job.source} on {_date(day)} do"
                 f" not decode and were left out: {examples}"
             )
+
+    def _bars(self, klines: Klines, day: int, made: pa.Table) -> tuple[list[Bar], bool]:
+        """Return MEXC's bars for the intervals of a day that have no candle, and whether there will be no more.
+
+        Raises ExportError where MEXC does not answer.
+        """
+        midnight, step, now = day * _DAY_MS // 1000, self._job.step_ms // 1000, int(time.time())
+        tomorrow = midnight + _DAY_MS // 1000
+        there = {ts_ms // 1000 for ts_ms in made["start"].cast(pa.int64()).to_pylist()}
+        empty = [start for start in range(midnight, tomorrow, step) if start not in there and start + step <= now]
+        if not empty:
+            return [], tomorrow <= now
+        end = empty[-1] + step
+        spoilt = set()
+        for each in klines.fetch(empty[0], end):
+            if not each.is_answer:
+                raise ExportError(f"{self._symbol}: {_date(day)} cannot be filled: {each.why}")
+            _warn(f"{self._symbol}: not filled from {iso(each.start * 1000)} to {iso(each.end * 1000)}: {each.why}")
+            spoilt |= {minute // step * step for minute in range(each.start, each.end, MINUTE)}
+        if klines.trouble:
+            _warn(klines.trouble)
+            klines.trouble = ""
+        bars = list(klines.bars(empty[0], end))
+        # A minute without a bar is one that is not listed yet, or one of which there will never be any.
+        listed = tomorrow if now > tomorrow + _LISTED else bars[-1].time + MINUTE if bars else 0
+        usable = {start for start in empty if start + step <= listed} - spoilt
+        is_all = tomorrow <= now and listed >= end and not spoilt
+        return [bar for bar in bars if bar.time // step * step in usable], is_all
+
+    def _candles(self, bars: Sequence[Bar]) -> pa.Table:
+        """Return candles of MEXC's bars, as if each were a deal of all at its open, and three of no contracts."""
+        traded = [bar for bar in bars if bar.contracts]
+        texts = [
+            f"{price:f}|{contracts:f}|1"
+            for bar in traded
+            for price, contracts in zip(bar[2:], (bar.contracts, 0, 0, 0), strict=True)
+        ]
+        times = [bar.time * 1000 for bar in traded for _ in range(4)]
+        size = self._contract.size if self._contract else None
+        deals = decode.decode(DEAL, times, texts, exact=self._job.exact, contract_size=size)
+        made = decode.candles(deals.table, self._job.interval or "1m")
+        for name in _OF_DEALS_ONLY:
+            place = made.column_names.index(name)
+            made = made.set_column(place, name, pa.nulls(len(made), made.schema.field(name).type))
+        return _with_source(made, "exchange")
 
     def _paths(self, day: int) -> _Paths:
         name = f"date={_date(day)}"
@@ -383,6 +491,10 @@ class _Record:
     exact: bool
     token: str
     """The creation token of the table that it was made of."""
+    columns: list[str] = field(default_factory=list)
+    """Their names; older versions had others, and did not record them."""
+    is_filled: bool = True
+    """Whether MEXC's bars are in it, as far as it is to have any, or there are none."""
 
     @classmethod
     def of(cls, paths: _Paths) -> _Record | None:
@@ -399,6 +511,7 @@ class _DayFile:
 
     def __init__(self, paths: _Paths, job: Job, token: str) -> None:
         self.source_rows = 0
+        self.is_filled = True
         self.bad: list[BadRow] = []
         """The first of the rows that do not decode."""
         self._undecoded = self._rows = 0
@@ -420,20 +533,37 @@ class _DayFile:
         self._held.append(rows if self._job.needs_whole_days else self._job.derive(rows))
         self._held_bytes += self._held[-1].nbytes
         if self._held_bytes >= _WRITE_BYTES and not self._job.needs_whole_days:
-            self._write(pa.concat_tables(self._held))
+            self.write(pa.concat_tables(self._held))
+
+    @property
+    def rows(self) -> int:
+        """How many have been written."""
+        return self._rows
+
+    def derive(self) -> pa.Table:
+        """Return what is made of the whole day's messages."""
+        return self._job.derive(pa.concat_tables([self._job.messages, *self._held]))
+
+    def write(self, table: pa.Table) -> None:
+        """Write rows, in place of those that are held."""
+        self._rows += len(table)
+        self._held, self._held_bytes = [], 0
+        with _using(self._paths.file):
+            self._writer.write(table.combine_chunks())
 
     def finish(self) -> _Record:
         """Give the file its name once it is on the disk, and return its record."""
         if self._held:
-            held = pa.concat_tables(self._held)
-            self._write(self._job.derive(held) if self._job.needs_whole_days else held)
+            self.write(self.derive() if self._job.needs_whole_days else pa.concat_tables(self._held))
         paths = self._paths
         with _using(paths.file):
             for part in self._parts:
                 part.close()
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
-            record = _Record(self.source_rows, self._undecoded, self._rows, size, self._job.exact, self._token)
+            exact, columns = self._job.exact, self._job.schema.names
+            read, written = (self.source_rows, self._undecoded), self._rows
+            record = _Record(*read, written, size, exact, self._token, columns, self.is_filled)
             paths.new_record.write_text(json.dumps(asdict(record)))
             paths.file.parent.mkdir(parents=True, exist_ok=True)
             paths.record.unlink(missing_ok=True)  # which must not speak for the new file
@@ -458,12 +588,6 @@ class _DayFile:
         for unfinished in (self._paths.new_file, self._paths.new_record):
             with suppress(OSError):
                 unfinished.unlink()
-
-    def _write(self, table: pa.Table) -> None:
-        self._rows += len(table)
-        self._held, self._held_bytes = [], 0
-        with _using(self._paths.file):
-            self._writer.write(table.combine_chunks())
 
 
 def _open_writers(format: str, file: Any, schema: pa.Schema) -> list[Any]:
@@ -529,10 +653,20 @@ def _hours_of_whole_candles(interval: str) -> int:
     """Return how many hours of a day hold whole candles of this length. Raises ValueError if not even a day does."""
     columns = decode.schema(decode.TYPES["deals"])
     for hours in (1, 2, 3, 4, 6, 8, 12, 24):
-        deal = pa.table({"ts": [hours * _HOUR_MS], "price": [1], "contracts": [1], "side": ["buy"]}).cast(columns)
+        deal = pa.table({"ts": [hours * _HOUR_MS], "price": [1], "contracts": [1], "coins": [1], "side": ["buy"]}).cast(
+            columns
+        )
         if decode.candles(deal, interval)["start"] == deal["ts"]:
             return hours
     raise ValueError(f"candles of {interval} do not fill a day: give such as 1s, 5m, 1h, 1d")
+
+
+def _with_source(candles: pa.Table, source: str) -> pa.Table:
+    """Return candles with a column that says where they are from: ``deals`` or ``exchange``."""
+    sources = pa.DictionaryArray.from_arrays(
+        pa.array([_SOURCES.index(source)] * len(candles), pa.int8()), list(_SOURCES)
+    )
+    return candles.append_column("source", sources)
 
 
 def _number(day: date) -> int:

@@ -2,17 +2,18 @@
 
 In: the tables, in the order they are stored in. Out: a SymbolQuality for each symbol. All rows are read once, in a
 stream, of which neither side ever holds more than a few blocks. The books are checked by the server; only times, types
-and a hash of each row come here, and the texts of dead letters.
+and hashes of each row come here, and the texts of dead letters.
 
 What rows can tell is limited. A channel that is silent was cut off, or had nothing to say: a traded symbol always has
-new tickers and books, so for these there is a limit; for deals there is none.
+new tickers and books, so for these there is a limit; for deals there is none. But a ticker with a new last price, or
+with other open interest, says that there was a deal: see `Trades`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -32,6 +33,9 @@ from pipeline.times import to_ms
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
 """The channels of market data: message type -> name."""
 
+NEVER_SILENT = ("tickers", "depth")
+"""Those whose silence means that they are cut off; deals are silent where nobody trades."""
+
 DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS = 10_000, 30_000, 10_000
 """How long depth, tickers, or all channels together may be silent before it is a gap."""
 
@@ -39,6 +43,8 @@ _OLDEST = to_ms(datetime(2018, 1, 1, tzinfo=UTC))  # MEXC is not older
 _DAY_MS = 86_400_000
 _FILLED_MS = 1_000  # deals are filled in once market data has gone on for over a second, see pipeline.collect.gaps
 _FULL_MINUTES = 3  # of fewer, there is no median worth the name
+_MINUTE_MS = 60_000
+_BORDER_MS = 5_000  # around a minute: a ticker tells of a deal a little after it, or a deal comes a little late
 _BATCH_ROWS = 65_536
 
 _Times = npt.NDArray[np.int64]
@@ -68,7 +74,7 @@ class Reconnect:
     silent: bool
     """Whether all channels were silent from start to end; else these are the times of the deals filled in."""
     filled_in: int
-    """Deals that were filled in."""
+    """Deals that were filled in, or came late by the other one of two connections."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,8 @@ class ChannelQuality:
     """The oldest and the newest time, wherever they are stored."""
     median_per_minute: float | None = None
     min_per_minute: int | None = None
-    """Rows a minute over the full minutes of the examined time; None where those are fewer than three."""
+    """Rows a minute over the full minutes of the examined time without a gap of this channel, for deals of all; None
+    where those are fewer than three."""
     by_minute: dict[int, int] = field(default_factory=dict)
     """Rows by minute, in the order of time; a minute is given by its beginning, seconds since the epoch. Minutes
     without rows are not in it; the first and the last may not be whole."""
@@ -144,6 +151,9 @@ class SymbolQuality:
     start. They overlap."""
     uncovered: list[Gap] = field(default_factory=list)
     """The gaps of depth and tickers, joined where they overlap or touch; by start."""
+    minutes_without_deals: list[int] = field(default_factory=list)
+    """Minutes in which the market traded, and in and around which there is no deal, see `Trades`: their beginnings in
+    seconds since the epoch, in the order of time."""
     reconnects: list[Reconnect] = field(default_factory=list)
     """By start."""
     dead_letters: list[DeadLetters] = field(default_factory=list)
@@ -169,6 +179,8 @@ class Newest:
     """Whether there is such a table."""
     ts_ms: int | None
     """None if it has no row of market data."""
+    channels: dict[str, int | None]
+    """The same of each channel, by name."""
     being_compacted: bool
     """Whether new rows have to wait, because somebody is compacting the table."""
 
@@ -185,12 +197,13 @@ def examine(
     """Read all rows from `start` on and before `end`, or all there are, and return what they say of each symbol.
 
     The examined time is from `start`, or the oldest row of market data, to `end`, but not beyond now. Without `end` it
-    is to the newest row of market data, or to now if there is a `start`. So where a time was asked for, what is missing
-    at its ends counts.
+    is to the newest row of market data, or to now if there is a `start`; now is when the symbol's rows were asked for.
+    So where a time was asked for, what is missing at its ends counts.
 
     Reconnects show in two ways. All channels were silent for over 10 seconds and went on: the connection was lost, or
     the collector did not run, or MEXC was silent itself. Or deals are stored more than a second later than newer data:
-    only a collector that fills in missed ones does that. A shorter cut in which no deal was made, or none could be
+    those that a collector has filled in, or, of two connections, those that only a lagging one brought after the other
+    was cut; then books and tickers are late, too. A shorter cut in which no deal was made, or none could be
     filled in, leaves no trace. What is filled in for two cuts within 10 seconds counts as one.
 
     With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are.
@@ -211,27 +224,30 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
     tomorrow: one of them would hide for good that no more come.
     """
 
-    def read(source: str) -> tuple[int, int]:
-        ((rows, ts_ms),) = client.execute(
-            "WITH mt != 'dl' AND ts < now() + INTERVAL 1 DAY AS counts"
-            f" SELECT countIf(counts), toUnixTimestamp64Milli(maxIf(ts, counts)) FROM {source}"
-            " SETTINGS max_threads = 1"  # each would copy the list of blocks
+    def read(source: str) -> dict[str, int]:
+        return dict(
+            client.execute(
+                f"SELECT mt, toUnixTimestamp64Milli(max(ts)) FROM {source}"
+                " WHERE mt != 'dl' AND ts < now() + INTERVAL 1 DAY GROUP BY mt"
+                " SETTINGS max_threads = 1"  # each would copy the list of blocks
+            )
         )
-        return rows, ts_ms
 
     found = []
     for config in configs:
         name = config["table_name"]
         being_compacted = is_being_compacted(client, database, name)  # first, for it may end meanwhile
         answer = read_table(client, database, name, read)
-        rows, ts_ms = answer or (0, 0)
-        found.append(Newest(config["symbol"], name, answer is not None, ts_ms if rows else None, being_compacted))
+        times = answer or {}
+        channels = {channel: times.get(mt) for mt, channel in CHANNELS.items()}
+        newest = max(times.values(), default=None)
+        found.append(Newest(config["symbol"], name, answer is not None, newest, channels, being_compacted))
     return found
 
 
 # Reading
 
-_ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1")])
+_ROW = np.dtype([("ts", "<i8"), ("hash", "<u8"), ("mt", "i1"), ("book", "u1"), ("state", "<u4")])
 _NUMBERS = {TICKER: 1, DEAL: 2, DEPTH: 3, DEADLETTER: 4}  # of the Enum8, see pipeline.store.schema
 _CROSSED, _UNSORTED, _UNREADABLE = 1, 2, 4
 
@@ -254,7 +270,10 @@ _QUERY = f"""
             AS unreadable,
         notEmpty(bids) AND notEmpty(asks) AND bids[1] >= asks[1] AS crossed,
         arrayCount(d -> d >= 0, arrayDifference(bids)) > 1 OR arrayCount(d -> d <= 0, arrayDifference(asks)) > 1
-            AS unsorted
+            AS unsorted,
+        splitByChar('|', if(mt = 't', m, '')) AS ticker,
+        toFloat64OrZero(ticker[1]) AS last_price,
+        toFloat64OrZero(ticker[4]) AS open_interest
     SELECT
         concat(
             reinterpretAsFixedString(toUnixTimestamp64Milli(ts)),
@@ -262,6 +281,9 @@ _QUERY = f"""
             reinterpretAsFixedString(CAST(mt, 'Int8')),
             reinterpretAsFixedString(toUInt8(
                 multiIf(mt != 'dp', 0, unreadable, {_UNREADABLE}, crossed * {_CROSSED} + unsorted * {_UNSORTED})
+            )),
+            reinterpretAsFixedString(toUInt32(
+                if(last_price > 0 AND open_interest > 0, cityHash64(last_price, open_interest), 0)
             ))
         ),
         if(mt = 'dl', m, '')
@@ -272,19 +294,21 @@ _QUERY = f"""
 def _examine_symbol(
     client: Client, database: str, config: SymbolConfig, bounds: _Bounds, advance: Callable[[float], None]
 ) -> SymbolQuality:
-    def read(source: str) -> Scan:
-        scan = Scan(config["symbol"], to_ms(datetime.now(UTC)))
+    def read(source: str) -> tuple[Scan, int]:
+        asked_ms = to_ms(datetime.now(UTC))  # what comes while rows are read is not among them
+        scan = Scan(config["symbol"], asked_ms)
         for rows in _stream(client, source, bounds, advance):
             packed, texts = zip(*rows, strict=True)
             scan.add(np.frombuffer(b"".join(packed), _ROW), texts)
-        return scan
+        return scan, asked_ms
 
-    scan = read_table(client, database, config["table_name"], read)
+    answer = read_table(client, database, config["table_name"], read)
     quality = SymbolQuality(config["symbol"], config["table_name"])
-    if scan is None:
+    if answer is None:
         quality.problem = "there is no such table, run ch_setup.py"
     else:
-        scan.report(quality, bounds, to_ms(datetime.now(UTC)))
+        scan, asked_ms = answer
+        scan.report(quality, bounds, asked_ms)
     return quality
 
 
@@ -384,16 +408,76 @@ class _Channel:
         self.duplicates.note(ts[1:], (ts[1:] == ts[:-1]) & (hashes[1:] == hashes[:-1]))
         self._last_ts, self._last_hash = ts[-1:], hashes[-1:]
 
-    def per_minute(self, start_ms: int, end_ms: int) -> tuple[float | None, int | None]:
-        """Return median and minimum of the rows per minute, over the full minutes from start to end."""
-        first, beyond = -(-start_ms // 60_000) * 60, end_ms // 60_000 * 60
-        minutes = (beyond - first) // 60
+    def per_minute(self, start_ms: int, end_ms: int, gaps: Sequence[Gap]) -> tuple[float | None, int | None]:
+        """Return median and minimum of the rows per minute, over the full minutes from start to end.
+
+        Those that have a part in one of `gaps`, which are in the order of time, do not count.
+        """
+        begin, beyond = -(-start_ms // 60_000) * 60, end_ms // 60_000 * 60
+        spans = []  # of minutes without a gap
+        for gap in gaps:
+            spans.append((begin, min(beyond, gap.start_ms // 60_000 * 60)))
+            begin = max(begin, -(-gap.end_ms // 60_000) * 60)
+        spans = [(first, last) for first, last in [*spans, (begin, beyond)] if first < last]
+        minutes = sum(last - first for first, last in spans) // 60
         if minutes < _FULL_MINUTES:
             return None, None
-        counts = sorted(count for minute, count in self.by_minute.items() if first <= minute < beyond)
+        firsts = [first for first, _ in spans]
+        counts = sorted(
+            count
+            for minute, count in self.by_minute.items()
+            if (at := bisect_right(firsts, minute)) and minute < spans[at - 1][1]
+        )
         empty = minutes - len(counts)  # these may be very many, so they are not listed
         middle = [0 if at < empty else counts[at - empty] for at in ((minutes - 1) // 2, minutes // 2)]
         return sum(middle) / 2, 0 if empty else counts[0]
+
+
+class Trades:
+    """The minutes in which tickers show a trade, and those that have a deal in or around them.
+
+    Between two tickers there was a trade if last price or open interest are not the same: nothing else changes these.
+    That counts for a minute where both are in it, five seconds or more from its ends; and a deal counts for it up to
+    five seconds before and after it. So what a ticker tells late, and a deal that comes late, make no false alarm; a
+    time without deals that is shorter than two minutes may be overlooked.
+    """
+
+    def __init__(self, latest_ms: int) -> None:
+        """Take times up to `latest_ms`."""
+        minutes = self._minutes(np.array([latest_ms + _BORDER_MS]))[0] + 1
+        self._traded, self._dealt = np.zeros(minutes, np.bool_), np.zeros(minutes, np.bool_)
+        self._ts: _Times = np.empty(0, np.int64)
+        self._state: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        """Of the newest ticker."""
+
+    def add_tickers(self, ts: _Times, state: npt.NDArray[np.uint32]) -> None:
+        """Add tickers in the order they are stored in; `state` tells what a trade changes, 0 where it is not known."""
+        ts, state = np.append(self._ts, ts), np.append(self._state, state)
+        is_newest = np.maximum.accumulate(ts) == ts  # what an older one says has been overtaken
+        ts, state = ts[is_newest], state[is_newest]
+        changed = (state[1:] != state[:-1]) & (state[1:] > 0) & (state[:-1] > 0)
+        before, after = ts[:-1][changed], ts[1:][changed]
+        minutes = self._minutes(before)
+        is_inner = (before % _MINUTE_MS >= _BORDER_MS) & (after % _MINUTE_MS <= _MINUTE_MS - _BORDER_MS)
+        self._traded[minutes[is_inner & (minutes == self._minutes(after))]] = True
+        self._ts, self._state = ts[-1:], state[-1:]
+
+    def add_deals(self, ts: _Times) -> None:
+        """Add deals in any order."""
+        for near in (ts - _BORDER_MS, ts + _BORDER_MS):
+            self._dealt[self._minutes(near)] = True
+
+    def without_deals(self, start_ms: int, end_ms: int) -> list[int]:
+        """Return the minutes with trades and no deal that lie within these times with what is around them."""
+        minutes = np.flatnonzero(self._traded & ~self._dealt) + _OLDEST // _MINUTE_MS
+        begins = minutes * _MINUTE_MS
+        is_whole = (begins - _BORDER_MS >= start_ms) & (begins + _MINUTE_MS + _BORDER_MS <= end_ms)
+        found: list[int] = (begins[is_whole] // 1000).tolist()
+        return found
+
+    @staticmethod
+    def _minutes(ts: _Times) -> _Times:
+        return np.maximum(ts // _MINUTE_MS - _OLDEST // _MINUTE_MS, 0)
 
 
 class Scan:
@@ -408,6 +492,7 @@ class Scan:
         self._newest: int | None = None
         self._tickers, self._depth = Spans(TICKER_SILENCE_MS), Spans(DEPTH_SILENCE_MS)
         self._live, self._filled_in = Spans(ALL_SILENCE_MS), Spans(ALL_SILENCE_MS)
+        self._trades = Trades(self._latest)
         self._books = {flag: Finding() for flag in (_CROSSED, _UNSORTED, _UNREADABLE)}
         self._dead_letters: dict[str, DeadLetters] = {}
 
@@ -428,7 +513,10 @@ class Scan:
         for flag, finding in self._books.items():
             finding.note(market["ts"], market["book"] & flag > 0)
         behind, self._newest = _behind(market["ts"], self._newest)
-        self._tickers.add(market["ts"][market["mt"] == _NUMBERS[TICKER]])
+        tickers = market[market["mt"] == _NUMBERS[TICKER]]
+        self._tickers.add(tickers["ts"])
+        self._trades.add_tickers(tickers["ts"], tickers["state"])
+        self._trades.add_deals(market["ts"][market["mt"] == _NUMBERS[DEAL]])
         self._depth.add(market["ts"][market["mt"] == _NUMBERS[DEPTH]])
         filled_in = (market["mt"] == _NUMBERS[DEAL]) & (behind > _FILLED_MS)
         self._live.add(market["ts"][~filled_in])
@@ -450,24 +538,26 @@ class Scan:
             quality.problem = "there are no rows of market data" if self._rows else "there are no rows"
             return
         quality.start_ms, quality.end_ms = start, end
-        for mt, name in CHANNELS.items():
-            quality.channels.append(self._describe(mt, name, start, end))
         silences = {"tickers": self._tickers, "depth": self._depth, "all": self._live}
         quality.gaps = sorted(
             (_gap(name, *each) for name, spans in silences.items() for each in spans.gaps(start, end)),
             key=lambda gap: (gap.start_ms, gap.channel),
         )
+        for mt, name in CHANNELS.items():
+            gaps = [gap for gap in quality.gaps if gap.channel == (name if name in silences else "all")]
+            quality.channels.append(self._describe(mt, name, start, end, gaps))
         quality.uncovered = list(_joined(gap for gap in quality.gaps if gap.channel != "all"))
         if end > start:
             missing = sum(gap.end_ms - gap.start_ms for gap in quality.uncovered)
             quality.coverage = 100 * (1 - missing / (end - start))
+        quality.minutes_without_deals = self._trades.without_deals(start, end)
         quality.reconnects = self._reconnects()
         quality.crossed_books, quality.unsorted_books, quality.unreadable_books = self._books.values()
 
-    def _describe(self, mt: str, name: str, start_ms: int, end_ms: int) -> ChannelQuality:
+    def _describe(self, mt: str, name: str, start_ms: int, end_ms: int, gaps: Sequence[Gap]) -> ChannelQuality:
         channel = self._channels[mt]
         described = ChannelQuality(name, channel.rows, channel.oldest, channel.newest)
-        described.median_per_minute, described.min_per_minute = channel.per_minute(start_ms, end_ms)
+        described.median_per_minute, described.min_per_minute = channel.per_minute(start_ms, end_ms, gaps)
         described.by_minute = dict(sorted(channel.by_minute.items()))
         described.out_of_order = channel.out_of_order
         described.worst_seconds = channel.worst_ms / 1000

@@ -1,8 +1,8 @@
 """What the charts of an archive's page are made of: the figures, not how they look.
 
-In: what pipeline.read.quality found out of a symbol, what pipeline.store.storage knows of its table, and the prices,
-which are read here. Out: numbers for page.js, ready for JSON. Promise: their number is bounded, however long the
-archive. Times are seconds since the epoch unless a name ends in ``_ms``.
+In: what pipeline.read.quality and pipeline.read.audit found out of a symbol, what pipeline.store.storage knows of its
+table, and the prices, which are read here. Out: numbers for page.js, ready for JSON. Promise: their number is bounded,
+however long the archive. Times are seconds since the epoch unless a name ends in ``_ms``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from clickhouse_driver import Client
 
+from pipeline.read.audit import SymbolAudit
 from pipeline.read.quality import LEVELS, ChannelQuality, SymbolQuality
 from pipeline.store.compact import read_table
 from pipeline.store.storage import TableStorage
@@ -78,7 +79,9 @@ def read_prices(
     return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
 
 
-def figures(symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePoint]) -> dict[str, Any]:
+def figures(
+    symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePoint], audit: SymbolAudit | None = None
+) -> dict[str, Any]:
     """Return what page.js draws for a symbol. Times are seconds since the epoch."""
     rates = {channel.name: _rate(channel, symbol) for channel in symbol.channels if channel.rows}
     return {
@@ -90,6 +93,7 @@ def figures(symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePo
         "rates": rates,
         "prices": _price_series(prices),
         "growth": _cumulated(symbol, table),
+        "missing": _missing(audit) if audit else None,
     }
 
 
@@ -157,6 +161,22 @@ def _short_rate(channel: ChannelQuality, start: float, end: float) -> dict[str, 
         too_short = seconds < _SHORT and last - first > 1
         mean.append(None if too_short else round(channel.by_minute.get(minute * 60, 0) * 60 / seconds, 1))
     return {"start": first * 60, "step": 60, "mean": mean}
+
+
+def _missing(audit: SymbolAudit) -> dict[str, Any] | None:
+    """Return the contracts that are missing, and those that are too many, in each minute or in several together."""
+    if not (audit.missing or audit.too_many) or audit.start_ms is None or audit.end_ms is None:
+        return None
+    first, last = audit.start_ms // 60_000, audit.end_ms // 60_000
+    width = _width(last - first)
+    count = -(-(last - first) // width)
+    missing, too_many = [0.0] * count, [0.0] * count
+    for each in audit.differences:
+        bucket = (each.start_ms // 60_000 - first) // width
+        missing[bucket] += max(each.missing, 0)
+        too_many[bucket] += max(-each.missing, 0)
+    series = {"missing": missing, "too_many": too_many}
+    return {"start": first * 60, "step": width * 60, "end": last * 60, **series}
 
 
 def _width(minutes: int) -> int:

@@ -1,8 +1,8 @@
 """The picture of an archive: one HTML page that needs nothing else, for verif.py --html.
 
-In: what pipeline.store.storage and pipeline.read.quality found out, and the prices of pipeline.show.figures. Out: the
-text of the page. Promises: its size is bounded, however long the archive; it loads nothing and says so in its
-Content-Security-Policy; whatever the exchange has sent is shown as text and is never markup.
+In: what pipeline.store.storage, pipeline.read.quality and pipeline.read.audit found out, and the prices of
+pipeline.show.figures. Out: the text of the page. Promises: its size is bounded, however long the archive; it loads
+nothing and says so in its Content-Security-Policy; whatever the exchange has sent is shown as text and is never markup.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from config import Settings
 from pipeline.human import length, many, printable
+from pipeline.read.audit import Difference, SymbolAudit
 from pipeline.read.quality import (
     ALL_SILENCE_MS,
     DEPTH_SILENCE_MS,
@@ -32,14 +34,18 @@ from pipeline.read.quality import (
     Gap,
     SymbolQuality,
 )
+from pipeline.show.audit_report import most_first, percent
 from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
+from pipeline.status import stale_after
 from pipeline.store.storage import Storage, TableStorage, advice
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
+_LAG = 10.0  # seconds, that one of two connections may be behind the other
 _LISTED_GAPS = 8
+_LISTED_MINUTES = 8
 _LISTED_KINDS = 8
-_OLD = 300.0  # seconds; a compaction can keep rows waiting that long
+_COMPACTING = 300.0  # seconds; a compaction can keep rows waiting that long
 _TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
 _DEPTH, _TICKERS, _ALL = (f"{ms / 1000:g} s" for ms in (DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS))
 _KINDS = {
@@ -57,16 +63,22 @@ def render(
     quality: Sequence[SymbolQuality],
     prices: dict[str, list[PricePoint]],
     made_at: datetime,
-    compact_blocks: int,
+    settings: Settings,
+    audits: Sequence[SymbolAudit] = (),
 ) -> str:
     """Return the page.
 
-    `prices` is by table, and may lack some; `made_at` is an aware time: now; `compact_blocks` is the setting
-    COMPACT_BLOCKS.
+    `prices` is by table, and may lack some; `made_at` is an aware time: that of the ages, when it was all
+    asked for; `audits` are those that were made, if any.
     """
     made_ms = to_ms(made_at)
     tables = {table.name: table for table in storage.tables}
-    looks = [_look(symbol, made_ms) for symbol in quality]
+    audit_of = {audit.table: audit for audit in audits}
+    shown = [tables.get(symbol.table, TableStorage(symbol.table)) for symbol in quality]
+    limits = [_COMPACTING if table.being_compacted else stale_after(settings) for table in shown]
+    looks = [
+        _look(symbol, made_ms, limit, audit_of.get(symbol.table)) for symbol, limit in zip(quality, limits, strict=True)
+    ]
     ranges = [examined_range(symbol) for symbol in quality if symbol.start_ms is not None]
     whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
     data: dict[str, Any] = {"range": whole, "symbols": {}}
@@ -76,9 +88,10 @@ def render(
         cards.append(_card(symbol, look, table, made_ms))
         charts = _Html("")
         if symbol.start_ms is not None:
-            drawn = figures(symbol, table, prices.get(symbol.table, []))
+            audit = audit_of.get(symbol.table)
+            drawn = figures(symbol, table, prices.get(symbol.table, []), audit)
             data["symbols"][symbol.table] = drawn
-            charts = _charts(symbol, drawn, whole)
+            charts = _charts(symbol, drawn, whole, audit)
         sections.append(
             _fill(
                 "symbol.html",
@@ -101,7 +114,7 @@ def render(
         subject=_whole_times(_subject(quality, whole, made_ms)),
         cards=_join(cards),
         symbols=_join(sections),
-        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, compact_blocks),
+        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, settings.compact_blocks),
         made_at=_time(made_ms),
         uplot_licence=_asset("uPlot.LICENSE"),
         data=_Html(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
@@ -127,17 +140,43 @@ class _Said:
     """Something that the exchange has sent."""
 
 
-def _look(symbol: SymbolQuality, made_ms: int) -> list[_Said]:
-    """Return what there is to say of a symbol, in the order of importance."""
+def _look(symbol: SymbolQuality, made_ms: int, limit: float, audit: SymbolAudit | None) -> list[_Said]:
+    """Return what there is to say of a symbol, in the order of importance; `limit` is when it is stale, in seconds."""
+    counted = _audit(audit) if audit else ()
     if symbol.problem is not None:
         problem = f"{symbol.problem[:1].upper()}{symbol.problem[1:]}."
-        return [_Said("bad", "no data", problem), *_dead_letters(symbol)]
-    return [*_completeness(symbol, made_ms), *_soundness(symbol), *_dead_letters(symbol)]
+        return [_Said("bad", "no data", problem), *counted, *_dead_letters(symbol)]
+    return [*_completeness(symbol, made_ms, limit), *counted, *_soundness(symbol), *_dead_letters(symbol)]
 
 
-def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
+def _audit(audit: SymbolAudit) -> Iterable[_Said]:
+    if audit.problem is not None:
+        yield _Said("note", "", f"Not compared with MEXC's klines: {audit.problem}.")
+        return
+    agree = f"{audit.exact:,} of {many(audit.minutes, 'minute')} agree exactly"
+    of_all = f"of the {audit.contracts:,.10g} contracts by MEXC's klines"
+    if audit.missing:
+        worst = most_first(audit)[0]
+        most = f"most of them, {worst.missing:,.10g}, at {_time(worst.start_ms)}" if worst.missing > 0 else agree
+        share = percent(audit.percent or 0)
+        yield _Said(
+            "look", "missing contracts", f"{audit.missing:,.10g} {of_all} are missing, {share} are here; {most}."
+        )
+    elif audit.contracts:
+        yield _Said("well", "", f"None {of_all} is missing; {agree}.")
+    if audit.too_many:
+        yield _Said("look", "contracts too many", f"{audit.too_many:,.10g} contracts too many, by MEXC's klines.")
+    if prices := [each for each in audit.differences if not each.missing]:
+        text = f"{many(len(prices), 'minute')} with all contracts, and other prices than MEXC's kline"
+        yield _Said("note", "", f"{text}; first {_time(prices[0].start_ms)}.")
+    for each in audit.not_compared[:_LISTED_GAPS]:
+        span = f"{_time(each.start_ms)} to {_time(each.end_ms)}"
+        yield _Said("note", "", f"Not compared with MEXC's klines: {span}.", each.why)
+
+
+def _completeness(symbol: SymbolQuality, made_ms: int, limit: float) -> Iterable[_Said]:
     newest = _newest(symbol)
-    if newest is not None and newest == symbol.end_ms and made_ms - newest > _OLD * 1000:
+    if newest is not None and newest == symbol.end_ms and made_ms - newest > limit * 1000:
         age = length((made_ms - newest) / 1000)
         yield _Said("look", "no new rows", f"The newest row is {age} old: is the collector running?")
     if symbol.uncovered:
@@ -151,9 +190,14 @@ def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
         yield _Said(
             "well", "", f"No gaps: depth was never silent for over {_DEPTH}, tickers never for over {_TICKERS}."
         )
+    if symbol.minutes_without_deals:
+        minutes = f"{many(len(symbol.minutes_without_deals), 'minute')} with trades and no deal"
+        first = _time(symbol.minutes_without_deals[0] * 1000)
+        text = f"{minutes}: tickers show a new last price or open interest; first {first}."
+        yield _Said("look", "missing deals", text)
     if symbol.reconnects:
         filled_in = sum(reconnect.filled_in for reconnect in symbol.reconnects)
-        filled = f"; {filled_in:,} deals were filled in afterwards" if filled_in else ""
+        filled = f"; {filled_in:,} deals were filled in afterwards, or came late" if filled_in else ""
         yield _Said("note", "", f"{many(len(symbol.reconnects), 'reconnect')}{filled}.")
 
 
@@ -161,10 +205,13 @@ def _soundness(symbol: SymbolQuality) -> Iterable[_Said]:
     for channel in symbol.channels:
         late = channel.out_of_order
         if late.count:
-            level = "note" if channel.name == "deals" else "look"
+            is_lag = channel.worst_seconds <= _LAG
+            level = "note" if channel.name == "deals" or is_lag else "look"
             worst = f"by {length(channel.worst_seconds)} at worst"
             if channel.name == "deals":
-                worst += ", as deals are that were filled in after a gap"
+                worst += ", as deals are that were filled in after a gap, or that the slower of two connections brought"
+            elif is_lag:
+                worst += ", as those are that only the slower of two connections brought"
             yield _found(level, "row order", late, f"of {channel.name} older than one stored before, {worst}")
         if channel.duplicates is not None and channel.duplicates.count:
             yield _found("look", "duplicates", channel.duplicates, f"of {channel.name} equal to the one before")
@@ -321,7 +368,9 @@ def _whole_times(text: str) -> _Html:
     return _Html(re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", r"<time>\g<0></time>", _text(text)))
 
 
-def _charts(symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | None) -> _Html:
+def _charts(
+    symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | None, audit: SymbolAudit | None
+) -> _Html:
     key = [_tag("span", "rows came", class_="covered")]
     if symbol.gaps:
         key.append(_tag("span", "gap", class_="missing"))
@@ -350,6 +399,7 @@ def _charts(symbol: SymbolQuality, drawn: dict[str, Any], whole: list[float] | N
         tickers_silence=_TICKERS,
         all_silence=_ALL,
         gaps=_gaps(symbol.uncovered),
+        audit=_own_count(symbol, audit, drawn["missing"]) if audit and audit.minutes else "",
         rates=_join(rates) if rates else _tag("p", "There are no rows in this time.", class_="note"),
         prices=_prices(symbol, drawn["prices"]),
         growth=_growth(symbol, drawn["growth"]),
@@ -431,6 +481,48 @@ def _gaps(gaps: Sequence[Gap]) -> _Html:
         else f"The longest {len(longest)} of {len(gaps):,} gaps"
     )
     return _fill("gaps.html", caption=caption, rows=_join(rows))
+
+
+def _own_count(symbol: SymbolQuality, audit: SymbolAudit, missing: dict[str, Any] | None) -> _Html:
+    """Return what MEXC's klines say: what is missing when, and the minutes."""
+    start, end = (_time(ts_ms or 0) for ts_ms in (audit.start_ms, audit.end_ms))
+    agree = f"{audit.exact:,} of {many(audit.minutes, 'minute')} agree exactly"
+    share = f"{percent(audit.percent)} of MEXC's are here" if audit.percent is not None else "MEXC has none"
+    chart = _tag("p", f"Contracts: {share}; {agree}.") if missing is None else ""
+    if missing is not None:
+        chart = _figure(symbol, "missing", "Contracts missing", f"{audit.missing:,.10g}; {share}, {agree}")
+    return _fill(
+        "audit.html",
+        range=_whole_times(f"from {start} to {end}"),
+        missing=chart,
+        differences=_differences(audit),
+    )
+
+
+def _differences(audit: SymbolAudit) -> _Html:
+    if not audit.differences:
+        return _Html("")
+    listed = most_first(audit)[:_LISTED_MINUTES]
+
+    def row(each: Difference) -> _Html:
+        start = each.start_ms / 1000
+        off = f"{abs(each.missing):,.10g}{' too many' * (each.missing < 0)}"
+        return _tag(
+            "tr",
+            _tag("td", _tag("time", _time(each.start_ms)[:16])),
+            _tag("td", f"{each.contracts:,.10g}", class_="number"),
+            _tag("td", off, class_="number"),
+            _tag("td", ", ".join(each.prices)),
+            _tag("td", class_="number"),
+            data_start=start,
+            data_end=start + 60,
+            data_length="a minute",
+        )
+
+    all_of_them = len(listed) == len(audit.differences)
+    which = "All minutes" if all_of_them else f"{len(listed)} of {len(audit.differences):,} minutes"
+    caption = f"{which} that differ, the most contracts first"
+    return _fill("differences.html", caption=caption, rows=_join(map(row, listed)))
 
 
 def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> _Html:

@@ -9,10 +9,11 @@ from math import floor, inf
 from typing import Any
 
 from pipeline.human import length, many, printable
-from pipeline.read.quality import ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
+from pipeline.read.quality import NEVER_SILENT, ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
 from pipeline.times import iso, to_ms
 
 _GAPS, _RECONNECTS = 8, 4  # lines of each, in the text
+_MINUTES = 3  # examples, in the text
 _WIDTH = 120  # characters of a line
 
 
@@ -21,6 +22,7 @@ def as_json(quality: SymbolQuality) -> dict[str, Any]:
     found: dict[str, Any] = _with_iso_times(asdict(quality))
     for channel in found["channels"]:
         channel["by_minute"] = {iso(minute * 1000): count for minute, count in channel["by_minute"].items()}
+    found["minutes_without_deals"] = [iso(minute * 1000) for minute in quality.minutes_without_deals]
     return found
 
 
@@ -31,7 +33,7 @@ def as_text(quality: SymbolQuality) -> str:
         lines += [f"  {iso(quality.start_ms)} to {iso(quality.end_ms)}, {many(quality.rows, 'row')}", ""]
         lines += _indented(_table([_CHANNEL_HEADER, *map(_channel_cells, quality.channels)], "<>>><<<>"))
         lines += _indented(["", *_gap_lines(quality.uncovered), *_reconnect_lines(quality.reconnects)])
-        lines += _indented([_books(quality)])
+        lines += _indented([_deals(quality.minutes_without_deals), _books(quality)])
         if quality.misdated.count:
             misdated = _finding(quality.misdated, "rows")
             lines += _indented([f"{misdated} dated before 2018 or after tomorrow, not examined"])
@@ -50,6 +52,8 @@ def verdict(quality: SymbolQuality) -> str:
         parts = [f"{floor(round(quality.coverage * 100, 6)) / 100:.2f} % covered", many(len(quality.uncovered), "gap")]
     if quality.uncovered:
         parts.append(f"longest {length(max(gap.seconds for gap in quality.uncovered))}")
+    if quality.minutes_without_deals:
+        parts.append(f"{many(len(quality.minutes_without_deals), 'minute')} with trades and no deal")
     parts += [
         many(finding.count, thing)
         for finding, thing in (
@@ -67,33 +71,48 @@ def verdict(quality: SymbolQuality) -> str:
     return f"{quality.symbol}: {', '.join(parts)}"
 
 
-def is_late(newest: Newest, max_age: float, now: datetime) -> bool:
-    """Return whether the newest row is older than `max_age` seconds, or there is none.
+def late_channels(newest: Newest, max_age: float, now: datetime) -> list[str]:
+    """Return the channels whose newest row is older than `max_age` seconds, or that have none, deals aside.
 
     That is no fault while the table is being compacted: new rows wait for the end of it.
     """
-    return not newest.being_compacted and _age(newest, now) > max_age
+    if newest.being_compacted:
+        return []
+    return [name for name in NEVER_SILENT if _age(newest.channels[name], now) > max_age]
 
 
-def age_line(newest: Newest, now: datetime) -> str:
-    """Return how old the newest row is, in a line."""
+def age_line(newest: Newest, max_age: float, now: datetime) -> str:
+    """Return how old the newest row is, in a line, and which channels alone are late."""
     if not newest.exists:
         return f"{newest.symbol}: there is no table {newest.table}, run ch_setup.py"
     if newest.ts_ms is None:
         return f"{newest.symbol}: there is no row of market data"
-    wait = "; its table is being compacted, new ones wait" if newest.being_compacted else ""
-    return f"{newest.symbol}: the newest row is {length(_age(newest, now))} old, of {iso(newest.ts_ms)}{wait}"
+    line = f"{newest.symbol}: the newest row is {length(_age(newest.ts_ms, now))} old, of {iso(newest.ts_ms)}"
+    if newest.being_compacted:
+        return f"{line}; its table is being compacted, new ones wait"
+    late = late_channels(newest, max_age, now)
+    if not late or _age(newest.ts_ms, now) > max_age:
+        return line
+    ages = {name: _age(newest.channels[name], now) for name in late}
+    silent = (f"no {name} at all" if age == inf else f"no {name} for {length(age)}" for name, age in ages.items())
+    return f"{line}; {', '.join(silent)}"
 
 
-def age_as_json(newest: Newest, now: datetime) -> dict[str, Any]:
-    """Return `newest` and its age in seconds for json.dumps."""
-    found: dict[str, Any] = _with_iso_times(asdict(newest))
-    return {**found, "age": None if newest.ts_ms is None else _age(newest, now)}
+def age_as_json(newest: Newest, max_age: float, now: datetime) -> dict[str, Any]:
+    """Return `newest` with ages in seconds, and what is late, for json.dumps."""
+    late = late_channels(newest, max_age, now)
+
+    def aged(ts_ms: int | None) -> dict[str, Any]:
+        return {"ts": None, "age": None} if ts_ms is None else {"ts": iso(ts_ms), "age": _age(ts_ms, now)}
+
+    found: dict[str, Any] = {**_with_iso_times(asdict(newest)), **aged(newest.ts_ms), "late": bool(late)}
+    found["channels"] = {name: {**aged(ts_ms), "late": name in late} for name, ts_ms in newest.channels.items()}
+    return found
 
 
-def _age(newest: Newest, now: datetime) -> float:
+def _age(ts_ms: int | None, now: datetime) -> float:
     """Return the age in seconds; clocks may differ a little, so none is less than 0."""
-    return inf if newest.ts_ms is None else max(0, to_ms(now) - newest.ts_ms) / 1000
+    return inf if ts_ms is None else max(0, to_ms(now) - ts_ms) / 1000
 
 
 # The parts of the text
@@ -136,11 +155,20 @@ def _reconnect_lines(reconnects: Sequence[Reconnect]) -> list[str]:
     for each in list(reversed(reconnects))[:_RECONNECTS]:
         seconds = (each.end_ms - each.start_ms) / 1000
         how = f"no market data for {length(seconds)}" if each.silent else "short"
-        filled_in = f", {many(each.filled_in, 'deal')} filled in" * (each.filled_in > 0)
+        filled_in = f", {many(each.filled_in, 'deal')} filled in or late" * (each.filled_in > 0)
         lines.append(f"  {iso(each.start_ms)} {how}{filled_in}")
     if len(reconnects) > _RECONNECTS:
         lines.append(f"  and {len(reconnects) - _RECONNECTS:,} older; --json has all")
     return lines
+
+
+def _deals(minutes: Sequence[int]) -> str:
+    if not minutes:
+        return "deals: no minute with trades and no deal"
+    examples = ", ".join(iso(minute * 1000) for minute in minutes[:_MINUTES])
+    rest = len(minutes) - _MINUTES
+    more = f" and {rest:,} more; --json has all" if rest > 0 else ""
+    return f"deals: {many(len(minutes), 'minute')} with trades and no deal: {examples}{more}"
 
 
 def _books(quality: SymbolQuality) -> str:

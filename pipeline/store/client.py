@@ -22,8 +22,50 @@ from config import Settings
 CLICKHOUSE_ERRORS = (Error, EOFError, OSError)
 """All that a call of clickhouse-driver can raise: a server that dies amid a query gives a bare EOFError or OSError."""
 
+ALL_ROWS: dict[str, Any] = {
+    **dict.fromkeys(
+        (
+            "max_rows_to_read",
+            "max_bytes_to_read",
+            "max_execution_time",
+            "max_rows_to_read_leaf",  # the leaf ones count for local tables, too
+            "max_bytes_to_read_leaf",
+            "max_execution_time_leaf",
+            "max_result_rows",
+            "max_result_bytes",
+            "limit",
+            "offset",
+            "use_query_cache",  # what was true a minute ago
+        ),
+        0,
+    ),
+    **dict.fromkeys(
+        (
+            "read_overflow_mode",
+            "read_overflow_mode_leaf",
+            "timeout_overflow_mode",
+            "timeout_overflow_mode_leaf",
+            "result_overflow_mode",
+            "group_by_overflow_mode",
+            "sort_overflow_mode",
+            "distinct_overflow_mode",
+            "set_overflow_mode",
+            "join_overflow_mode",
+            "transfer_overflow_mode",
+        ),
+        "throw",
+    ),
+    "additional_table_filters": "{}",
+    "additional_result_filter": "",
+    "filter": "",
+}
+"""Query settings for who relies on reading all rows: a user's profile may have any of these otherwise, and a read then
+ends early, or leaves rows out, without an error. No setting helps against a row policy: compare with total_rows of
+system.tables, which neither touches. Servers pass over those that they do not know."""
+
 _MISSING = (ErrorCodes.UNKNOWN_TABLE, ErrorCodes.UNKNOWN_DATABASE)
 _REFUSED = (192, 193, 194, 516)  # unknown user, wrong password, password required, authentication failed
+_NO_SETTINGS = (164, 452)  # readonly, setting constraint violation
 _TLS_HINT = "; where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
 
 logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
@@ -77,6 +119,11 @@ def explain(error: BaseException, settings: Settings) -> str:
             advice = ""
         text = re.sub(r"\s*(Stack trace:.*)?$", "", error.message, count=1, flags=re.DOTALL)
         text = " ".join(text.removeprefix("DB::Exception: ").split())
+        if error.code in _NO_SETTINGS:
+            return (
+                f"{server} does not let user {settings.clickhouse_user} do that: {text.rstrip('.')};"
+                " allow it in the user's profile, or set CLICKHOUSE_USER to another"
+            )
         return f"{server} reports error {error.code}: {text}{advice and ': '}{advice}"
     if isinstance(error, UnexpectedPacketFromServerError):
         port = "check CLICKHOUSE_PORT (9000, unless it was changed)"

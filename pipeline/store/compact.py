@@ -3,7 +3,8 @@
 In: a StripeLog table of many small blocks, each of which costs disk, server memory and INSERT time. Out: the same
 table in blocks of 65,536 rows. Promise: nothing old is deleted before a copy is verified, rows and order, and on the
 disk; and whatever is killed, at whatever moment, the tables that are left say how to go on, and `resume` does.
-Meanwhile the table does not go by its name, so that nothing can be written: rows wait in the journal.
+Meanwhile the table does not go by its name, so that nothing can be written: rows wait in the journal. A table that
+cannot be emptied, since somebody reads it and does not end, or may not be, has its name again within seconds.
 
 A table's UUID and path stay with it, so its rows go out to a copy and back in again. By its tables, a compaction of
 `btc` is in one of these states, where X is a random number of whoever works on it:
@@ -11,12 +12,13 @@ A table's UUID and path stay with it, so its rows go out to a copy and back in a
     btc                                     before, and after
     btc_compacting_X  [btc_copying_X]       set aside, so that nobody writes; the copy is not whole yet
                                             (for very many blocks, btc_contents_X and btc_types_X are halves of it)
-    btc_compacting_X   btc_copied_X         the copy is whole, and the table is being emptied and filled from it
+    btc_compacting_X   btc_copied_X         the copy is whole; the table is, too, or is being emptied and filled from it
     btc               [any of the copies]   done; the copy is to be deleted
 
-Each step from one state to the next is a RENAME, which ClickHouse does at once or not at all. Whoever resumes another
-one's work begins by renaming btc_compacting_X to a number of its own: should the other live after all, its next
-statement fails because that table is gone.
+Each step from one state to the next is a RENAME, which ClickHouse does at once or not at all. A table that could not be
+emptied, or that was filled already, equals its copy, and goes back as it is. Whoever resumes another one's work begins
+by renaming btc_compacting_X to a number of its own: should the other live after all, its next statement fails because
+that table is gone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings
-from pipeline.store.client import connect, is_missing_table
+from pipeline.store.client import ALL_ROWS, connect, is_missing_table
 from pipeline.store.schema import ENGINE
 
 _T = TypeVar("_T")
@@ -48,14 +50,16 @@ _INDEX_BYTES = 340  # of memory for each block, to read all columns
 _SPARE_DISK = 100_000_000  # bytes that are to stay free
 _ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
 _FENCE_TIMEOUT = 60.0  # seconds
+_READERS_TIMEOUT = 5  # seconds for the SELECTs of others to end, so that the table can be emptied
 _POLL = 0.05  # seconds
+_LOCKED, _ACCESS_DENIED = 473, 497  # error codes; the first is called DEADLOCK_AVOIDED, and is a lock's timeout
 
 _QUERY_SETTINGS = {
+    **ALL_ROWS,
     "max_threads": 1,  # with more, rows come in any order
     "max_insert_threads": 1,
     "min_insert_block_size_bytes": 0,  # rows decide
-    "max_execution_time": 0,
-    "lock_acquire_timeout": 3600,  # seconds to wait for the SELECTs of others to end
+    "database_atomic_wait_for_drop_and_detach_synchronously": 0,  # it would be as long as somebody reads the table
 }
 _SYNC = "SYSTEM SYNC FILE CACHE"  # to the disk; ClickHouse itself syncs no data
 _LONG = 86_400.0  # seconds; one statement may copy a hundred gigabytes, and says nothing until it is done
@@ -68,6 +72,10 @@ class CompactionError(Exception):
 
 class BeingCompacted(CompactionError):
     """Another process is at work on the table; it is there again when that is done."""
+
+
+class _NotEmptied(CompactionError):
+    """A table cannot be emptied, and has all its rows."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +159,7 @@ class _Compactor:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._client = _connect(settings)
+        self._user = settings.clickhouse_user
         self._database, self._name = settings.clickhouse_database, name
         self._full_name = f"{self._database}.{name}"
         self._query_ids = f"compact {self._full_name} "
@@ -169,22 +178,27 @@ class _Compactor:
         started = time.monotonic()
         found = self._tables()
         if self._full_name not in found:
+            if found:
+                raise self._taken()
             raise CompactionError(f"Table {self._full_name} does not exist: run ch_setup.py")
         self._rows, size, path = self._look(self._full_name)
         free = self._free_disk(path)
         needs = f"needs {_megabytes(size + _SPARE_DISK)} of free disk, and there are {_megabytes(free)}"
         if free < size + _SPARE_DISK:
             raise CompactionError(f"{self._full_name} was not compacted: that {needs}")
+        self._wait_for_readers()
         self._passes = 8
         yield Progress(f"Compacting {self._full_name}, {self._rows:,} rows in {_megabytes(size)}: {needs}", done=0)
         self._rename(self._full_name, self._aside)
         try:
             self._wait_for_others()
             self._refuse_other_copies()
-            blocks, original = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
-            yield self._begin(f"Copying {self._full_name}")
+            yield self._begin(f"Reading {self._full_name}")
             token = found[self._full_name]
             self._create(self._copying, token)
+            self._empty(self._copying)  # who may not empty the copy may not empty the table
+            blocks, original = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
+            yield self._begin(f"Copying {self._full_name}")
             if blocks > _MANY_BLOCKS and free > 2 * size + _SPARE_DISK:
                 yield from self._copy_in_halves(self._aside, self._copying, token)
             else:
@@ -200,7 +214,11 @@ class _Compactor:
             self._bring_back()
             raise
         self._rename(self._copying, self._copied)
-        blocks_now = yield from self._refill(self._copied, copy)
+        try:
+            blocks_now = yield from self._refill(self._copied, copy)
+        except _NotEmptied:
+            self._bring_back()
+            raise
         _, size_now, _ = self._look(self._aside)
         yield self._begin(f"Deleting the copy of {self._full_name}")
         self._bring_back()
@@ -212,12 +230,14 @@ class _Compactor:
 
     def resume(self) -> Iterator[Progress]:
         found = self._tables()
+        if found and self._full_name not in found:
+            self._wait_for_idleness()
+            found = self._tables()
         if not found.keys() - {self._full_name}:
             return
         if self._full_name in found:
             self._delete_copies()
             return
-        self._wait_for_idleness()
         asides = self._of("compacting", found)
         if len(asides) != 1:
             raise CompactionError(
@@ -228,14 +248,21 @@ class _Compactor:
         self._wait_for_others()
         # A table only grows. So the copy that counts is the largest, and one with fewer rows than the table itself is
         # of an earlier compaction.
-        rows = {each: self._look(each)[0] for each in (*self._of("copied", self._tables()), self._aside)}
+        rows = {each: self._look(each)[0] for each in self._of("copied", self._tables())}
+        try:
+            rows[self._aside], _, _ = self._look(self._aside)
+        except ServerException:
+            if not rows:
+                raise
+            rows[self._aside] = 0  # torn while it was being filled
         source = max(rows, key=rows.__getitem__)
         self._rows = rows[source]
-        self._passes = 5
+        self._passes = 7
         yield Progress(f"Bringing {self._full_name} back: its compaction was cut short", done=0)
         if source != self._aside:
             _, copy = yield from self._fingerprint(source, f"Reading the copy of {self._full_name}")
-            yield from self._refill(source, copy)
+            if rows[self._aside] < copy.rows or not (yield from self._equals(copy)):
+                yield from self._refill(source, copy)
         self._bring_back()
         yield Progress(f"{self._full_name} is back: {self._rows:,} rows", done=1)
 
@@ -245,10 +272,13 @@ class _Compactor:
             raise CompactionError(f"{self._full_name} was not compacted: {', '.join(sorted(others))} came meanwhile")
 
     def _refill(self, copied: str, copy: _Fingerprint) -> Generator[Progress, None, int]:
-        """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then."""
+        """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then.
+
+        Raises _NotEmptied before anything was changed.
+        """
         yield self._begin(f"Filling {self._full_name} from its copy")
         self._run(_SYNC)
-        self._run(f"TRUNCATE TABLE {self._aside}")
+        self._empty(self._aside)
         yield from self._copy(copied, self._aside, BLOCK_ROWS)
         blocks, refilled = yield from self._fingerprint(self._aside, f"Checking {self._full_name}")
         self._verify(refilled, copy)
@@ -261,16 +291,17 @@ class _Compactor:
         self._delete_copies()
 
     def _delete_copies(self) -> None:
-        found = self._tables()
-        for each, token in found.items():
-            if each == self._full_name:
-                continue
-            if token != found.get(self._full_name) or each in self._of("compacting", found):
+        copies = self._tables()
+        if self._full_name not in copies:  # the next compaction has begun, and what is there is its affair
+            raise self._taken()
+        own = copies.pop(self._full_name)
+        for each, token in copies.items():
+            if token != own or each in self._of("compacting", copies):
                 raise CompactionError(
                     f"{each} is not from a compaction of the {self._full_name} that there is: see whose rows it has,"
                     " then rename or drop it"
                 )
-            self._run(f"DROP TABLE IF EXISTS {each} SYNC")
+            self._drop(each)
 
     # What the steps are made of
 
@@ -286,6 +317,29 @@ class _Compactor:
     def _create(self, table: str, token: str) -> None:
         """Create a table like the one set aside; `token` tells to whose compaction it belongs."""
         self._run(f"CREATE TABLE {table} AS {self._aside} ENGINE = {ENGINE} COMMENT %(token)s", {"token": token})
+
+    def _empty(self, table: str) -> None:
+        """Delete all rows of a table. Raises _NotEmptied."""
+        try:
+            self._run(f"TRUNCATE TABLE {table}", settings={"lock_acquire_timeout": _READERS_TIMEOUT})
+        except ServerException as error:
+            if error.code == _LOCKED:
+                raise _NotEmptied(
+                    f"{self._full_name} cannot be compacted now: somebody reads it, and has not ended in"
+                    f" {_READERS_TIMEOUT} s"
+                ) from None
+            if error.code == _ACCESS_DENIED:
+                raise _NotEmptied(
+                    f"{self._full_name} cannot be compacted by user {self._user}, who may not empty it:"
+                    f" GRANT TRUNCATE ON {self._database}.* TO {self._user}"
+                ) from None
+            raise
+
+    def _drop(self, table: str) -> None:
+        """Delete a copy, also while somebody reads it: then its files go when ClickHouse cleans up, minutes later."""
+        with suppress(_NotEmptied):
+            self._empty(f"IF EXISTS {table}")
+        self._run(f"DROP TABLE IF EXISTS {table}")
 
     def _copy(
         self, source: str, target: str, block_rows: int, columns: str = "ts, mt, m"
@@ -308,7 +362,7 @@ class _Compactor:
         both = f"(SELECT ts, m FROM {self._contents}) PASTE JOIN (SELECT mt FROM {self._types})"
         yield from self._copy(both, target, _FIRST_BLOCK_ROWS)
         for half in (self._contents, self._types):
-            self._run(f"DROP TABLE {half} SYNC")
+            self._drop(half)
 
     def _fingerprint(self, table: str, text: str) -> Generator[Progress, None, tuple[int, _Fingerprint]]:
         """Return the table's number of blocks, and its fingerprint.
@@ -321,8 +375,22 @@ class _Compactor:
         ((rows, blocks, types),) = yield from self._read(
             f"SELECT count(), countIf(rowNumberInBlock() = 0), sum({numbered}ts, mt)) FROM {table}"
         )
-        ((contents,),) = yield from self._read(f"SELECT sum({numbered}ts, m)) FROM {table}")
+        ((rows_again, contents),) = yield from self._read(f"SELECT count(), sum({numbered}ts, m)) FROM {table}")
+        counted, _, _ = self._look(table)
+        if (seen := min(rows, rows_again)) != counted:
+            raise CompactionError(
+                f"{self._full_name} cannot be compacted by user {self._user}, who can read only {seen:,} of its"
+                f" {counted:,} rows: a row policy hides the others"
+            )
         return blocks, _Fingerprint(rows, types, contents)
+
+    def _equals(self, copy: _Fingerprint) -> Generator[Progress, None, bool]:
+        """Return whether the table set aside is as its copy is."""
+        try:
+            _, found = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
+        except ServerException:  # a TRUNCATE that went wrong half-way can leave what cannot be read
+            return False
+        return found == copy
 
     def _read(self, sql: str) -> Generator[Progress, None, Any]:
         """Run a statement that reads all rows once; return its result."""
@@ -339,9 +407,9 @@ class _Compactor:
         if copy != original:
             raise CompactionError(f"A copy of {self._full_name} differs from it: {copy}, not {original}")
 
-    def _run(self, sql: str, params: dict[str, str] | None = None) -> None:
+    def _run(self, sql: str, params: dict[str, str] | None = None, settings: dict[str, Any] | None = None) -> None:
         with self._explained():
-            self._client.execute(sql, params, query_id=self._query_id())
+            self._client.execute(sql, params, query_id=self._query_id(), settings=settings)
 
     def _rename(self, old: str, new: str) -> None:
         try:
@@ -405,6 +473,26 @@ class _Compactor:
         query = "SELECT count() FROM system.processes WHERE arrayExists(id -> startsWith(query_id, id), %(ids)s)"
         ((count,),) = self._client.execute(query, {"ids": list(prefixes)})
         return int(count)
+
+    def _wait_for_readers(self) -> None:
+        """Wait for the statements that name the table to end: it cannot be emptied before. Raises CompactionError.
+
+        Not every reader is seen, nor one that comes later; then `_empty` raises.
+        """
+        query = "SELECT query_id, user FROM system.processes WHERE match(query, %(name)s) AND query_id != %(own)s"
+        own = self._query_id()
+        parameters = {"name": rf"\b{re.escape(self._name)}\b", "own": own}
+        give_up = time.monotonic() + _READERS_TIMEOUT
+        readers = found = dict(self._client.execute(query, parameters, query_id=own))
+        while readers := {query_id: user for query_id, user in found.items() if query_id in readers}:
+            if time.monotonic() > give_up:
+                query_id, user = next(iter(readers.items()))
+                raise CompactionError(
+                    f"{self._full_name} cannot be compacted now: query {query_id} of user {user} reads it, and has not"
+                    f" ended in {_READERS_TIMEOUT} s"
+                )
+            time.sleep(_POLL)
+            found = dict(self._client.execute(query, parameters, query_id=own))
 
     def _wait_for_others(self) -> None:
         """Wait for what was begun under the table's former name: the collector's INSERTs, and compactions."""

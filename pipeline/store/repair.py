@@ -10,10 +10,15 @@ sizes.json anew is nearly always the whole repair.
 Promise: a healthy table is only read. Every file is replaced as a whole, by renaming, and the one before it is kept; if
 this process is killed, the same command finishes the work. Nothing is done while ClickHouse runs on the directory.
 
+What a power loss has left of a table that was just being deleted or made would keep ClickHouse from making it again,
+since its UUID is given. That is deleted.
+
 Both files are sequences of frames: 16 bytes of CityHash128 over all that follows, a byte for the compression method,
-and two 32-bit sizes, compressed (with these 9 bytes) and not. The hashes of all columns are checked, so torn and zeroed
-pages are found wherever they are. A block is a frame with its numbers of columns and rows, then one or more frames for
-each column; later blocks of one INSERT have their two numbers at the end of the previous block's last frame.
+and two 32-bit sizes, compressed (with these 9 bytes) and not. A block is a frame with its numbers of columns and rows,
+then one or more frames for each column; later blocks of one INSERT have their two numbers at the end of the previous
+block's last frame. ClickHouse checks the hash of each frame that it comes across as it reads, also that of a block's
+numbers, though it takes them from index.mrk. So all are checked here, and torn and zeroed pages and flipped bits are
+found wherever they are.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ import json
 import mmap
 import os
 import re
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,7 +42,7 @@ from urllib.parse import unquote
 import pyarrow
 from clickhouse_cityhash.cityhash import CityHash128
 
-from config import PROJECT
+from config import ALL_CONFIGS, PROJECT
 from pipeline.files import sync
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
@@ -87,12 +93,20 @@ def _repair_locked(directory: Path, confirm: Callable[[str], bool]) -> int:
             print(f"{name} {finding}", flush=True)
             if finding.damage:
                 damaged.append((path, finding.prefix))
-    if not damaged:
+    leftovers = _leftovers(directory)
+    for path in leftovers:
+        print(f"{path.relative_to(directory)} is left of a table that was being deleted or made")
+    if not damaged and not leftovers:
         print("Nothing to repair.")
         return left
-    if not confirm("This cuts the damaged tables back to what can be saved."):
+    if not confirm("This cuts damaged tables back to what can be saved, and deletes what is left of deleted ones."):
         print("Nothing was changed.")
         return 1
+    for path in leftovers:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     stamp = f"{datetime.now():%Y%m%d-%H%M%S-%f}"
     for path, prefix in damaged:
         cut_back(path, prefix, stamp)
@@ -136,6 +150,23 @@ def _tables(directory: Path) -> list[tuple[str, Path]]:
             name = f"{databases[file.parent.name]}.{unquote(file.stem)}"
             tables.append((name, directory / "store" / found[1][:3] / found[1]))
     return sorted(tables)
+
+
+def _leftovers(directory: Path) -> list[Path]:
+    """Return what there is of our tables that are no more, or not yet; whatever could hold rows is not among it."""
+    made = {
+        found[1]
+        for file in directory.glob("store/*/*/*.sql")
+        if (found := _UUID.match(file.read_text(errors="replace")))
+    }
+    leftovers = []
+    for uuid in sorted({config["uuid"] for config in ALL_CONFIGS} - made):
+        dropped = [*directory.glob(f"metadata_dropped/*.{uuid}.sql")]
+        path = directory / "store" / uuid[:3] / uuid
+        if path.is_dir() and (dropped or not any(path.iterdir())):
+            leftovers.append(path)
+        leftovers += dropped
+    return leftovers
 
 
 # What a table holds
@@ -228,10 +259,12 @@ def examine(path: Path) -> Finding:
 def _recorded_sizes(path: Path) -> tuple[int, int] | None:
     """Return how far sizes.json says data.bin and index.mrk are valid; None if that cannot be read."""
     try:
-        (files,) = json.loads((path / SIZES).read_bytes()).values()  # under the name of the company in old versions
-        return int(files["data%2Ebin"]["size"]), int(files["index%2Emrk"]["size"])
+        ((company, files),) = json.loads((path / SIZES).read_bytes()).items()
+        if company in ("clickhouse", "yandex"):  # the second in old versions
+            return int(files["data%2Ebin"]["size"]), int(files["index%2Emrk"]["size"])
     except (ValueError, LookupError, TypeError, AttributeError):
-        return None
+        pass
+    return None
 
 
 def _prefixes(data: _Frames, index: _Frames) -> Iterator[Prefix]:
@@ -240,24 +273,23 @@ def _prefixes(data: _Frames, index: _Frames) -> Iterator[Prefix]:
     yield prefix
     for entry, following in pairwise(chain(_entries(index), [None])):
         assert entry is not None
-        end = _block_end(data, entry, following)
+        first, last = entry.columns[0], entry.columns[-1]
+        if not prefix.blocks and data.walk(0, first) is None:  # its numbers; those of a later block are walked to below
+            return
+        if any(data.walk(*column) is None for column in pairwise(entry.columns)):
+            return
+        final = data.walk(last, following.columns[0]) if following else None
+        if following and final is not None:
+            has_own_frame = data.content_size(final) == following.header_size
+            end: int | None = final if has_own_frame else following.columns[0]
+        else:
+            end = _strings_end(data, last, entry.rows + 2)  # a column's name and type are written like its values
         if end is None:
             return
         prefix = Prefix(prefix.rows + entry.rows, prefix.blocks + 1, end, entry)
         yield prefix
-
-
-def _block_end(data: _Frames, entry: Entry, following: Entry | None) -> int | None:
-    """Return where the block of `entry` ends in data.bin; None if a column of it is not whole."""
-    last = entry.columns[-1]
-    if any(data.walk(*column) is None for column in pairwise(entry.columns)):
-        return None
-    if following:
-        final = data.walk(last, following.columns[0])
-        if final is not None:
-            has_own_frame = data.content_size(final) == following.header_size
-            return final if has_own_frame else following.columns[0]
-    return _strings_end(data, last, entry.rows + 2)  # a column's name and type are written like its values
+        if final is None:  # there is no block after this one, or its numbers are damaged
+            return
 
 
 def _strings_end(data: _Frames, at: int, count: int) -> int | None:

@@ -29,6 +29,8 @@ class TableStorage:
     records: int = 0
     by_type: dict[str, int] = field(default_factory=dict)
     """Records by message type: t, d, dp, dl."""
+    hidden: int = 0
+    """How many more the table has, kept from this user by a row policy, or by a profile that ends reads early."""
     data_bin: int | None = None
     index_mrk: int | None = None
     total_bytes: int | None = None
@@ -81,8 +83,14 @@ def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, sh
 def advice(table: TableStorage, compact_blocks: int) -> str:
     """Return a line on what to do about the table's small blocks; nothing where they are no more than they have to be.
 
-    Where it is being compacted already, that is the line. `compact_blocks` is the setting COMPACT_BLOCKS.
+    Where it is being compacted already, or not all of it was read, that is the line. `compact_blocks` is the setting
+    COMPACT_BLOCKS.
     """
+    if table.hidden:
+        return (
+            f"{table.name} has {table.hidden:,} records more, which this user cannot read: see its row policies, and"
+            " max_rows_to_read and its like in the user's profile"
+        )
     if table.being_compacted:
         return f"{table.name} is being compacted: new rows wait in the journal"
     begin = f"{table.name} is fragmented: {table.small_blocks:,} small blocks"
@@ -99,6 +107,8 @@ def advice(table: TableStorage, compact_blocks: int) -> str:
 
 def _count(client: Client, table: TableStorage, advance: Callable[[float], None], source: str) -> bool:
     """Count the rows and blocks of `table`, which are in the table `source`; return True."""
+    client.execute(f"SELECT 1 FROM {source} LIMIT 1")  # before it is touched, the server does not know its size
+    held = _total_rows(client, source)
     query = f"SELECT mt, count(), countIf(rowNumberInBlock() = 0) FROM {source} GROUP BY mt ORDER BY mt"
     answer = client.execute_with_progress(query)
     seen = 0
@@ -108,11 +118,19 @@ def _count(client: Client, table: TableStorage, advance: Callable[[float], None]
     counts = answer.get_result()
     table.by_type = {mt: records for mt, records, _ in counts}
     table.records = sum(table.by_type.values())
+    table.hidden = max(0, min(held, _total_rows(client, source)) - table.records)  # it may have been emptied meanwhile
     table.blocks = sum(first_in_block for *_, first_in_block in counts)
     table.small_blocks = max(0, table.blocks - -(-table.records // BLOCK_ROWS))
     table.block_memory = table.blocks * _BLOCK_MEMORY
     table.being_compacted = source.partition(".")[2] != table.name
     return True
+
+
+def _total_rows(client: Client, source: str) -> int:
+    """Return how many rows a table has, whatever this user may see of it."""
+    query = "SELECT total_rows FROM system.tables WHERE database = %(database)s AND name = %(name)s"
+    database, _, name = source.partition(".")
+    return sum(rows or 0 for (rows,) in client.execute(query, {"database": database, "name": name}))
 
 
 def _look(client: Client, table: TableStorage, source: str) -> str:

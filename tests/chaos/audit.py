@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,8 @@ class Connection:
 
     rows: list[SentRow] = field(default_factory=list)
     must: int = 0
+    read: int = 0
+    """How many rows the journal had for sure before the power failed; 0 where it did not fail."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Verdict:
     """Deals that were missed and are still missing."""
     refused: int = 0
     """Not stored, and the collector said so: its journal was full."""
+    forgotten: int = 0
+    """Not stored, and the journal had them, but not on the disk when the power failed."""
 
     @property
     def is_right(self) -> bool:
@@ -63,7 +67,7 @@ def compare(
     """
     fillable = Counter(missed)
     used: Counter[StoredRow] = Counter()
-    at = unread = omitted = lost = 0
+    at = unread = omitted = lost = forgotten = 0
     for connection in connections:
         rows, n = connection.rows, 0
         while at < len(stored):
@@ -78,12 +82,42 @@ def compare(
                 break
         lost += max(0, connection.must - n)
         if connection is not connections[-1]:  # which goes on
-            unread += len(rows) - n
+            forgotten += max(0, connection.read - n)
+            unread += len(rows) - max(connection.read, n)
             fillable.update(sent.as_filled for sent in rows[n:] if sent.as_filled)
     if at < len(stored) or lost:
         return _difference(connections, stored, fillable)
     filled = used.total()
-    return Verdict(unread=unread, filled=filled, unfilled=fillable.total() - filled, refused=omitted)
+    unfilled = fillable.total() - filled
+    return Verdict(unread=unread, filled=filled, unfilled=unfilled, refused=omitted, forgotten=forgotten)
+
+
+def joined(former: Sequence[StoredRow], present: Sequence[StoredRow]) -> Iterator[tuple[list[StoredRow], int]]:
+    """Yield what was stored in all, where `former` are the rows of a table that was reset and `present` the new one's.
+
+    The new one may begin with some that the old one had, in the same order: where the collector did not know them to be
+    stored. How many these are is the second value. Since there are equal rows, that may be taken in several ways; the
+    one with the most such rows comes first.
+    """
+    begins = [at for at, row in enumerate(former) if present and row == present[0]]
+    runs = {_common(former[at:], present) for at in begins}
+    for again in sorted({0} | runs, reverse=True):
+        yield [*former, *present[again:]], again
+
+
+def end_of(rows: Sequence[StoredRow], tail: Sequence[StoredRow]) -> int:
+    """Return after how many of `rows` one is where `tail` ends, or as much of its end as is found; 0 if nothing is."""
+    for length in range(len(tail), 0, -1):
+        for end in range(len(rows), length - 1, -1):
+            if rows[end - 1] == tail[-1] and rows[end - length : end] == tail[-length:]:
+                return end
+    return 0
+
+
+def _common(one: Sequence[StoredRow], other: Sequence[StoredRow]) -> int:
+    """Return how many rows are the same at the beginning of both."""
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (mine, theirs) in enumerate(pairs) if mine != theirs), min(len(one), len(other)))
 
 
 def _distance(row: StoredRow, rows: Sequence[SentRow]) -> int:
@@ -100,6 +134,22 @@ def _difference(
     needed = Counter(row.row for connection in connections for row in connection.rows[: connection.must])
     lost, doubled = (needed - have).total(), (have - sent - fillable).total()
     return Verdict(lost, doubled, misplaced=0 if lost or doubled else 1)
+
+
+def places(connections: Sequence[Connection], stored: Sequence[StoredRow]) -> list[str]:
+    """Return a line for each of the first rows that are stored more or less often than they were sent, and where."""
+    sent = [each.row for connection in connections for each in connection.rows]
+    wrong = Counter(stored)
+    wrong.subtract(Counter(sent))
+    return [
+        f"{row}: sent as {_where(row, sent)}, stored as {_where(row, stored)}"
+        for row in dict.fromkeys([*stored, *sent])
+        if wrong[row]
+    ][:20]
+
+
+def _where(row: StoredRow, rows: Sequence[StoredRow]) -> list[int]:
+    return [at for at, each in enumerate(rows) if each == row]
 
 
 class SentLog:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from random import Random
 
 from local.clickhouse import MIN_FREE
-from tests.chaos.world import World
+from tests.chaos.world import Machine, World
 from tests.stack import Process, eventually
 
 Fault = Callable[[World, Random], None]
@@ -137,6 +138,57 @@ def collector_killed_and_filled(world: World, chance: Random) -> None:
     world.wait_for_line("missed deals filled in; none is missing")
 
 
+def _power_fails(*machines: Machine) -> tuple[Fault, Fault, Fault]:
+    """Return the faults in which the power fails on these machines at once."""
+    where = "both" if len(machines) > 1 else machines[0]
+
+    def power_fails(world: World, chance: Random) -> None:
+        time.sleep(chance.uniform(0, 2))
+        with world.proxy.refusing() if chance.random() < 0.5 else nullcontext():
+            time.sleep(chance.choice([0, chance.uniform(0, 1)]))
+            world.lose_power(machines, chance)
+            time.sleep(chance.uniform(0, 2))
+
+    def power_fails_amid_compaction(world: World, chance: Random) -> None:
+        time.sleep(chance.uniform(0, 1))
+        compaction = _begin_compaction(world, chance)
+        world.lose_power(machines, chance)
+        compaction.wait()
+
+    def power_fails_around_reset(world: World, chance: Random) -> None:
+        if chance.random() < 0.5:
+            _lose_power_amid_reset(world, machines, chance)
+        else:
+            _lose_power_after_reset(world, machines, chance)
+
+    faults = power_fails, power_fails_amid_compaction, power_fails_around_reset
+    for fault in faults:
+        fault.__name__ = f"{where}: {fault.__name__}"
+    return faults
+
+
+def _lose_power_amid_reset(world: World, machines: Sequence[Machine], chance: Random) -> None:
+    """Let it fail while rows wait and `--reset` works; where it failed for that, too, it is done again."""
+    with world.proxy.refusing():
+        time.sleep(chance.uniform(0, 1))
+        with world.reset() as reset:
+            reset.wait_for("Dropping system log tables")
+            time.sleep(chance.uniform(0, 0.3))
+            world.lose_power(machines, chance)
+        if "clickhouse" in machines:
+            world.stack.setup("--reset", "--yes")
+
+
+def _lose_power_after_reset(world: World, machines: Sequence[Machine], chance: Random) -> None:
+    """Let it fail when `--reset` is done, with rows that waited for that or without."""
+    with world.proxy.refusing() if chance.random() < 0.5 else nullcontext():
+        time.sleep(chance.uniform(0, 1))
+        with world.reset():
+            pass
+    time.sleep(chance.uniform(0, 1))
+    world.lose_power(machines, chance)
+
+
 UNDER_LOAD: tuple[Fault, ...] = (
     clickhouse_killed,
     clickhouse_frozen,
@@ -153,6 +205,13 @@ UNDER_LOAD: tuple[Fault, ...] = (
     journal_disk_full,
 )
 """At a high rate, and without REST, so that it is known of each row whether it has to be there."""
+
+POWER_LOSSES: tuple[Fault, ...] = (
+    *_power_fails("collector"),
+    *_power_fails("clickhouse"),
+    *_power_fails("collector", "clickhouse"),
+)
+"""As `UNDER_LOAD`, in a world whose power can fail."""
 
 WITH_REST: tuple[Fault, ...] = (feed_cut, feed_cut_and_collector_frozen, collector_killed_and_filled)
 """At the market's own rate, where REST's list covers a short gap: no deal may be missing."""

@@ -9,15 +9,19 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from bench.tables import print_table
 from tests.chaos.audit import Verdict
-from tests.chaos.faults import UNDER_LOAD, WITH_REST, Fault
+from tests.chaos.faults import POWER_LOSSES, UNDER_LOAD, WITH_REST, Fault
 from tests.chaos.world import World, open_world
 
 LOAD = 200  # frames/s
 CALM = 15  # frames/s, about BTC's own rate
 ROUNDS_A_WORLD = 48
+UNSYNCED = 3 * LOAD  # rows; those of the last second, and what a busy machine makes of a second
+UNKNOWN = 10 * LOAD  # rows; those stored in such a second, when many had waited
+FAULTS = (*UNDER_LOAD, *POWER_LOSSES, *WITH_REST)
 
 Say = Callable[[str], None]
 
@@ -38,6 +42,8 @@ class Tally:
     unread: int = 0
     filled: int = 0
     refused: int = 0
+    forgotten: int = 0
+    again: int = 0
 
 
 def plan(rounds: int, seed: int) -> Iterator[tuple[int, Fault]]:
@@ -46,7 +52,7 @@ def plan(rounds: int, seed: int) -> Iterator[tuple[int, Fault]]:
     left: list[Fault] = []
     for number in range(1, rounds + 1):
         if not left:
-            left = [*UNDER_LOAD, *WITH_REST]
+            left = [*FAULTS]
             chance.shuffle(left)
         yield number, left.pop()
 
@@ -57,31 +63,35 @@ class Chaos:
     def __init__(self, seed: int, say: Say) -> None:
         self._seed = seed
         self._say = say
-        self.tallies = {fault.__name__: Tally() for fault in (*UNDER_LOAD, *WITH_REST)}
+        self.tallies = {fault.__name__: Tally() for fault in FAULTS}
 
     def run(self, rounds: int) -> None:
         """Run rounds. Raises Broken at the first that finds something wrong."""
         todo = list(plan(rounds, self._seed))
         for first in range(0, rounds, ROUNDS_A_WORLD):
             chunk = todo[first : first + ROUNDS_A_WORLD]
-            for faults, rate in ((UNDER_LOAD, LOAD), (WITH_REST, CALM)):
-                self._run_in_a_world([step for step in chunk if step[1] in faults], rate, rest=faults is WITH_REST)
+            for faults, kind in (
+                (UNDER_LOAD, {"rate": LOAD, "rest": False}),
+                (POWER_LOSSES, {"rate": LOAD, "rest": False, "power": True}),
+                (WITH_REST, {"rate": CALM, "rest": True}),
+            ):
+                self._run_in_a_world([step for step in chunk if step[1] in faults], kind)
 
-    def _run_in_a_world(self, steps: list[tuple[int, Fault]], rate: int, rest: bool) -> None:
+    def _run_in_a_world(self, steps: list[tuple[int, Fault]], kind: dict[str, Any]) -> None:
         if not steps:
             return
-        with TemporaryDirectory(prefix="chaos-") as name, open_world(Path(name), rate=rate, rest=rest) as world:
+        with TemporaryDirectory(prefix="chaos-") as name, open_world(Path(name), **kind) as world:
             before = Verdict()
             for number, fault in steps:
                 with self._explaining(f"round {number}, {fault.__name__}", world):
                     before = self._round(number, fault, world, before)
             with self._explaining("the end", world):
                 assert world.collector.stop() == 0, "the collector does not stop as it should"
-                assert world.rows() == world.stored + world.rows(after=len(world.stored)), "the table has changed"
+                world.check_again()
 
     def _round(self, number: int, fault: Fault, world: World, before: Verdict) -> Verdict:
         chance = Random(f"{self._seed} {number}")
-        begin, rows = time.monotonic(), len(world.stored)
+        begin, rows, again = time.monotonic(), len(world.stored), world.again
         time.sleep(chance.uniform(0, 0.3))
         world.begin_round()
         fault(world, chance)
@@ -95,8 +105,12 @@ class Chaos:
         tally.unread += after.unread - before.unread
         tally.filled += after.filled - before.filled
         tally.refused += after.refused - before.refused
+        tally.forgotten += after.forgotten - before.forgotten
+        tally.again += world.again - again
         self._say(f"round {number}: {fault.__name__}, {time.monotonic() - begin:.1f} s, {after}")
-        assert after.is_right, after
+        assert after.is_right, f"{after}\n{world.places()}"
+        assert after.forgotten - before.forgotten <= UNSYNCED, "the journal was not synced"
+        assert world.again - again <= UNKNOWN, "rows of a table that was reset came back"
         assert world.collector.running, "the collector has ended"
         assert not (lines := world.suspicious_lines()), lines
         if fault in WITH_REST:
@@ -118,5 +132,17 @@ class Chaos:
         """Print what was found, one line for each fault."""
         lines = [[name.replace("_", " "), *astuple(tally)] for name, tally in self.tallies.items()]
         sums = [sum(column) for column in zip(*(astuple(tally) for tally in self.tallies.values()), strict=True)]
-        header = ["fault", "rounds", "rows", "lost", "doubled", "out of order", "unread", "filled in", "refused"]
+        header = [
+            "fault",
+            "rounds",
+            "rows",
+            "lost",
+            "doubled",
+            "out of order",
+            "unread",
+            "filled in",
+            "refused",
+            "forgotten",
+            "again",
+        ]
         print_table(header, [*lines, ["all", *sums]])

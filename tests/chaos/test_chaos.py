@@ -2,27 +2,62 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
+from random import Random
 
 import pytest
 
-from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, must_have_read
-from tests.chaos.faults import UNDER_LOAD, WITH_REST
-from tests.chaos.rounds import Chaos, plan
+from config import PROJECT
+from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, end_of, joined, must_have_read, places
+from tests.chaos.power import PowerLoss
+from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.stack import StoredRow, open_stack
+
+WRITES = """
+import os
+with open("synced", "wb") as one, open("other", "wb") as other:
+    one.write(b"1" * 5000); one.flush(); os.fdatasync(one.fileno()); other.write(b"2" * 5000); other.flush()
+    os.rename("synced", "renamed"); os.{sync}; one.write(b"3" * 5000); other.write(b"4" * 5000)
+open("unsynced", "w").close(); os.unlink("other")
+"""
 
 
 @pytest.mark.timeout(300)
 def test_each_fault_once() -> None:
     chaos = Chaos(seed=20, say=print)
-    chaos.run(len(UNDER_LOAD) + len(WITH_REST))
+    chaos.run(len(FAULTS))
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name
 
 
+@pytest.mark.parametrize(("sync", "other"), [("fsync(one.fileno())", b""), ("sync()", b"2" * 5000)])
+def test_a_power_loss_leaves_what_was_synced_and_may_leave_any_page_of_the_rest(
+    tmp_path: Path, sync: str, other: bytes
+) -> None:
+    found = set()
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    with closing(PowerLoss(disk, tmp_path / "socket")) as power:
+        for seed in range(20):
+            subprocess.run(
+                [*power.prefix, sys.executable, "-c", f"import os; os.chdir({str(disk)!r}){WRITES}".format(sync=sync)],
+                cwd=PROJECT,
+                check=True,
+            )
+            power.happens(Random(seed))
+            assert sorted(path.name for path in disk.iterdir()) == ["other", "renamed"], "as it was at the last sync"
+            assert (disk / "other").read_bytes() == other
+            found.add((disk / "renamed").read_bytes())
+    assert all(content.startswith(b"1" * 5000) for content in found)
+    assert {b"1" * 5000, b"1" * 5000 + b"3" * 5000} < found
+
+
 def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:
-    kinds = [*UNDER_LOAD, *WITH_REST]
+    kinds = [*FAULTS]
     faults = [fault for _, fault in plan(3 * len(kinds), seed=1)]
     assert sorted(map(kinds.index, faults)) == sorted([*range(len(kinds))] * 3)
     assert faults == [fault for _, fault in plan(3 * len(kinds), seed=1)]
@@ -90,6 +125,55 @@ def test_rows_may_be_left_out_as_far_as_the_collector_says_so() -> None:
     assert compare([sent(1, 8, must=8)], stored(1, 2, 5, 8), refused=3).lost == 4
     unread_as_well = [sent(1, 5, must=2), sent(6, 9, must=3)]
     assert compare(unread_as_well, stored(1, 3, 6, 8), refused=2) == Verdict(unread=2, unfilled=2, refused=2)
+
+
+def test_what_was_forgotten_is_told_from_what_was_not_read() -> None:
+    power_failed = Connection(sent(1, 8).rows, must=3, read=6)
+    assert compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 3, 9)) == Verdict(unread=2, forgotten=3, unfilled=5)
+    assert compare([power_failed, sent(9, 9, must=1)], stored(*range(1, 6), 9)) == Verdict(
+        unread=2, forgotten=1, unfilled=3
+    )
+    assert compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 9)).lost == 1
+    assert not compare([power_failed, sent(9, 9, must=1)], stored(1, 2, 3, 5, 9)).is_right
+
+
+def test_a_table_that_was_reset_and_the_new_one_are_taken_together() -> None:
+    former = stored(1, 2, 3, 4, 5)
+    for present, whole, again in (
+        ((6, 7), (1, 2, 3, 4, 5, 6, 7), 0),
+        ((4, 5, 6, 7), (1, 2, 3, 4, 5, 6, 7), 2),
+        ((4, 5), (1, 2, 3, 4, 5), 2),
+        ((4,), (1, 2, 3, 4, 5), 1),
+        ((4, 6, 7), (1, 2, 3, 4, 5, 6, 7), 1),  # the journal had forgotten 5
+        ((4, 5, 4, 6), (1, 2, 3, 4, 5, 4, 6), 2),
+        ((), (1, 2, 3, 4, 5), 0),
+    ):
+        assert next(joined(former, stored(*present))) == (stored(*whole), again)
+    assert next(joined([], stored(1, 2))) == (stored(1, 2), 0)
+
+
+def test_of_equal_rows_each_counts_when_tables_are_taken_together() -> None:
+    assert next(joined(stored(1, 2, 2), stored(2, 2, 3))) == (stored(1, 2, 2, 3), 2)
+    assert list(joined(stored(1, 2), stored(2, 3))) == [(stored(1, 2, 3), 1), (stored(1, 2, 2, 3), 0)]
+    assert list(joined(stored(1, 2, 2), stored(2, 3))) == [(stored(1, 2, 2, 3), 1), (stored(1, 2, 2, 2, 3), 0)]
+
+
+def test_the_end_of_some_rows_is_found_among_others() -> None:
+    rows = stored(1, 2, 3, 4, 4, 5)
+    assert end_of(rows, stored(2, 3)) == 3
+    assert end_of(rows, stored(3, 4)) == 4
+    assert end_of(rows, stored(4, 4)) == 5
+    assert end_of(rows, stored(9, 1)) == 1
+    assert end_of(rows, stored(9)) == 0
+    assert end_of(rows, []) == 0
+    assert end_of([], stored(1)) == 0
+
+
+def test_where_a_row_is_wrong_is_told() -> None:
+    assert places([sent(1, 2), sent(3, 4)], stored(1, 2, 2, 3)) == [
+        "(2, 'd', '2|1|1'): sent as [1], stored as [1, 2]",
+        "(4, 'd', '4|1|1'): sent as [3], stored as []",
+    ]
 
 
 def test_what_was_read_follows_from_what_was_not() -> None:

@@ -1,27 +1,35 @@
 """The processes that chaos befalls: simulated exchange -> collector -> cutting proxy -> ClickHouse.
 
-The journal and ClickHouse's data are on small disks of their own, which can be filled.
+The journal and ClickHouse's data are on small disks of their own, which can be filled, and where the power can fail.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import signal
+import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Literal
 
 from clickhouse_driver.errors import ServerException
 
+from bench.feeds import STORED_AT
 from pipeline.store.client import is_missing_table
-from tests.chaos.audit import SentLog, Verdict, compare, must_have_read
+from pipeline.store.repair import examine
+from tests.chaos.audit import SentLog, Verdict, compare, end_of, joined, must_have_read, places
+from tests.chaos.power import PowerLoss
 from tests.disks import Disks, small_disks
 from tests.proxy import Proxy, open_proxy
 from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, open_stack
 
 DISK = "128m"
+Machine = Literal["collector", "clickhouse"]
 FLOWING = 20  # rows after a fault that show that all is well again
 _EACH_ROW = "SELECT toUnixTimestamp64Milli(ts) AS ts, toString(mt) AS mt, m FROM mexc_data.btc"
 _SUSPICIOUS = re.compile(r"Traceback|WARNING: (?!new rows are LOST)|was reset|lost its last|This is a bug")
@@ -30,24 +38,51 @@ _SUSPICIOUS = re.compile(r"Traceback|WARNING: (?!new rows are LOST)|was reset|lo
 class World:
     """One collector and what surrounds it; use `open_world`."""
 
-    def __init__(self, stack: Stack, disks: Disks, proxy: Proxy, exchange: Exchange, env: dict[str, Any]) -> None:
-        """`env` are the collector's own settings."""
+    def __init__(
+        self,
+        stack: Stack,
+        disks: Disks,
+        proxy: Proxy,
+        exchange: Exchange,
+        power: dict[Machine, PowerLoss],
+        env: dict[str, Any],
+    ) -> None:
+        """`power` is of the machines whose power can fail; `env` are the collector's own settings."""
         self.stack, self.disks, self.proxy, self.exchange = stack, disks, proxy, exchange
+        self._power = power
         self._env = {"CLICKHOUSE_PORT": proxy.port, "PING_INTERVAL": 5, **env}
         self.journal = Path(stack.env["JOURNAL_DIR"])
         self.sent = SentLog(exchange.log, "BTC_USDT")
         self.stored: list[StoredRow] = []
+        """What the table holds, after what those had that were reset."""
+        self._again_before = self._again_now = 0
+        self._former: list[StoredRow] = []  # of tables that were reset
+        self._present: list[StoredRow] = []  # of the one that there is
         self.collectors: list[Process] = []
+        self._expected: set[str] = set()  # what a collector may well say, after what was done
         self._ended = 0
         """The number of the last connection that has ended."""
 
     def start_clickhouse(self) -> None:
-        self.server = self.stack.clickhouse()
+        with self._watched("clickhouse"):
+            self.server = self.stack.clickhouse()
 
     def start_collector(self) -> None:
-        self.collector = self.stack.collector(**self._env)
+        with self._watched("collector"):
+            self.collector = self.stack.collector(**self._env)
         self.collectors.append(self.collector)
         self._lines_before = 0
+
+    @contextmanager
+    def _watched(self, machine: Machine) -> Iterator[None]:
+        """What is started meanwhile runs on this machine."""
+        prefix = self.stack.prefix
+        if machine in self._power:
+            self.stack.prefix = [*prefix, *self._power[machine].prefix]
+        try:
+            yield
+        finally:
+            self.stack.prefix = prefix
 
     def kill_collector(self) -> None:
         """Kill it at once, and note what it had read until then."""
@@ -64,9 +99,82 @@ class World:
         self._ended, connection = max(self.sent.connections.items())
         connection.must = 0 if unread_bytes is None else must_have_read(connection.rows, unread_bytes)
 
+    def lose_power(self, machines: Sequence[Machine], chance: Random) -> None:
+        """Let the power fail on these machines at once, and come back: ClickHouse is repaired before it starts."""
+        _freeze(self.exchange.process)
+        victims = [self.collector if machine == "collector" else self.server for machine in machines]
+        for victim in victims:
+            _freeze(victim)
+        port = int(self.exchange.http.rpartition(":")[2])
+        unread = _unread_bytes(self.collector.pid, port) if "collector" in machines else 0
+        for victim in victims:
+            victim.stop(signal.SIGKILL)
+        for machine in machines:
+            self._power[machine].happens(chance)
+        if "collector" in machines:
+            self._end_with_what_the_journal_has(unread)
+            self._expected.add("more than the journal knows")
+        if "clickhouse" in machines:
+            self._present.clear()
+            self._expected.add("lost its last")
+        self.exchange.process.send(signal.SIGCONT)
+        starts: dict[Machine, Callable[[], None]] = {
+            "collector": self.start_collector,
+            "clickhouse": self._repair_and_start_clickhouse,
+        }
+        for machine in chance.sample(machines, len(machines)):
+            time.sleep(chance.uniform(0, 0.5))
+            starts[machine]()
+
+    def _repair_and_start_clickhouse(self) -> None:
+        repair = self.stack.run("ch_setup.py", "--repair", self.stack.data, "--yes")
+        assert repair.wait() == 0, repair.output
+        self.start_clickhouse()
+
+    def _end_with_what_the_journal_has(self, unread_bytes: int) -> None:
+        """Note that the connection has ended, and that what the journal still has of it must be stored."""
+        self.end_connection(unread_bytes)
+        connection = self.sent.connections[self._ended]
+        connection.read, connection.must = connection.must, 0
+        connection.must = end_of([sent.row for sent in connection.rows], self._last_in_the_journal())
+
+    def _last_in_the_journal(self) -> list[StoredRow]:
+        """Return the newest rows of the journal, which no process has open."""
+        with TemporaryDirectory() as name:
+            for file in self.disks.seen(self.journal).glob("btc.db*"):
+                shutil.copy(file, name)
+            with closing(sqlite3.connect(Path(name) / "btc.db")) as db:
+                query = f"SELECT ts, mt, m FROM rows ORDER BY seq DESC LIMIT {FLOWING}"
+                return db.execute(query).fetchall()[::-1]
+
+    @contextmanager
+    def reset(self) -> Iterator[Process]:
+        """Give `ch_setup.py --reset` at its work, and wait for it at the end.
+
+        What the table had when it was deleted need not be in the new one. That is known from its files, which stay
+        here, deleted or not.
+        """
+        self._look()
+        known = list(self._present)
+        directory = self.disks.seen(self.stack.data) / STORED_AT
+        self._expected.add("was reset")
+        with (directory / "data.bin").open("rb") as data, (directory / "index.mrk").open("rb") as index:
+            process = self.stack.start("ch_setup.py", "--reset", "--yes")
+            yield process
+            process.wait()
+            count = _rows_in(data, index)
+        self.sent.read()
+        sent = [each.row for connection in self.sent.connections.values() for each in connection.rows]
+        at = end_of(sent, known[-FLOWING:])
+        self._former, again, _ = self._joined([*known, *sent[at : at + count - len(known)]])
+        self._again_before += again
+        self._present.clear()
+
     def begin_round(self) -> None:
-        """Let `wait_for_line` see only what comes from now on."""
+        """Let `wait_for_line` see only what comes from now on; what ClickHouse has written so far is on the disk."""
         self._lines_before = len(self.collector.lines)
+        if "clickhouse" in self._power:
+            self._power["clickhouse"].write_back()
 
     def wait_for_line(self, pattern: str) -> None:
         """Wait for a line that the collector has said in this round."""
@@ -99,9 +207,36 @@ class World:
 
     def look(self, refused: int = 0) -> Verdict:
         """Compare what is stored now with what was sent."""
-        self.stored += self.rows(after=len(self.stored))
+        return self._look(refused)
+
+    def places(self) -> str:
+        """Return where rows are that are stored more or less often than they were sent, for who has to find out why."""
+        found = places(list(self.sent.connections.values()), self.stored)
+        return "\n".join([f"{len(self._former)} rows of former tables, {self.again} of them again", *found])
+
+    def check_again(self) -> None:
+        """See that the rows which were read bit by bit are those of the table."""
+        assert self.rows() == self._present + self.rows(after=len(self._present)), "the table has changed"
+
+    @property
+    def again(self) -> int:
+        """How many rows a table had, and the one that was made in its place as well."""
+        return self._again_before + self._again_now
+
+    def _look(self, refused: int = 0) -> Verdict:
+        self._present += self.rows(after=len(self._present))
+        self.stored, self._again_now, verdict = self._joined(self._present, refused)
+        return verdict
+
+    def _joined(self, present: list[StoredRow], refused: int = 0) -> tuple[list[StoredRow], int, Verdict]:
+        """Return all rows, how many came again, and what is to be said of them, in the way that is right if one is."""
         self.sent.read()
-        return compare(list(self.sent.connections.values()), self.stored, self.sent.missed, refused)
+        connections = list(self.sent.connections.values())
+        ways = [
+            (rows, again, compare(connections, rows, self.sent.missed, refused))
+            for rows, again in joined(self._former, present)
+        ]
+        return next((way for way in ways if way[2].is_right), ways[0])
 
     def rows(self, after: int = 0) -> list[StoredRow]:
         """Return the table's rows but the first `after`, in order; as one value, since blocks of one row are slow."""
@@ -123,7 +258,12 @@ class World:
 
     def suspicious_lines(self) -> list[str]:
         """Return what no collector should have said."""
-        return [line for collector in self.collectors for line in collector.lines if _SUSPICIOUS.search(line)]
+        return [
+            line
+            for collector in self.collectors
+            for line in collector.lines
+            if _SUSPICIOUS.search(line) and not any(expected in line for expected in self._expected)
+        ]
 
     def said_to_be_refused(self) -> int:
         """Return how many rows the collectors have called lost, since the journal was full."""
@@ -132,19 +272,26 @@ class World:
 
 
 @contextmanager
-def open_world(directory: Path, *, rate: int, rest: bool, **env: Any) -> Iterator[World]:
+def open_world(directory: Path, *, rate: int, rest: bool, power: bool = False, **env: Any) -> Iterator[World]:
     """Give a world in which all runs, with `rate` frames/s, and with or without REST; end it.
 
-    `env` are the collector's own settings.
+    With `power`, that can fail. `env` are the collector's own settings.
     """
     with (
         open_stack(directory) as stack,
         open_proxy(stack.port) as proxy,
         small_disks(DISK, Path(stack.env["JOURNAL_DIR"]), stack.data) as disks,
+        ExitStack() as watched,
     ):
         stack.prefix = disks.prefix
         exchange = stack.exchange("--rate", rate, *([] if rest else ["--fault", "rest-down"]))
-        world = World(stack, disks, proxy, exchange, env)
+        machines: dict[Machine, Path] = {"collector": Path(stack.env["JOURNAL_DIR"]), "clickhouse": stack.data}
+        watchers: dict[Machine, PowerLoss] = {
+            machine: watched.enter_context(closing(PowerLoss(disks.seen(path), directory / machine[:2])))
+            for machine, path in machines.items()
+            if power
+        }
+        world = World(stack, disks, proxy, exchange, watchers, env)
         world.start_clickhouse()
         stack.setup()
         world.start_collector()
@@ -155,6 +302,14 @@ def open_world(directory: Path, *, rate: int, rest: bool, **env: Any) -> Iterato
         finally:
             world.sent.close()
             stack.close()  # before its disks
+
+
+def _rows_in(data: IO[bytes], index: IO[bytes]) -> int:
+    """Return how many rows are in these files of a table."""
+    with TemporaryDirectory() as name:
+        for file, content in (("data.bin", data), ("index.mrk", index)):
+            (Path(name) / file).write_bytes(content.read())
+        return examine(Path(name)).prefix.rows
 
 
 def _freeze(process: Process) -> None:

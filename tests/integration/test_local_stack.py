@@ -81,6 +81,20 @@ def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(
     assert files == {directory / name for directory in of_tables for name in names}
 
 
+@pytest.mark.timeout(300)
+def test_the_exchange_agrees_with_what_was_stored(stack: Stack, project: Path) -> None:
+    process = local(stack, project, "--simulate", "--seconds", 125)  # which has a whole minute in it
+    command = process.wait_for(r"^Does the exchange agree\? In another terminal: (.*) python3 (verif.py --audit .*)$")
+    environ = dict(setting.split("=", 1) for setting in command[1].split())
+    eventually(lambda: stack.run(*command[2].split(), **environ).wait() == 0, "a minute is whole", timeout=180)
+    assert (project / "local-data/simulated/klines").is_dir()
+    assert process.wait(timeout=180) == 0
+    report = process.lines[process.lines.index("💾 Symbol-specific storage status:") :]
+    for name in ("BTC", "ETH", "SOL"):
+        verdict = f"^{name}_USDT: 100.00 % of MEXC's contracts, (1 of 1 minute|2 of 2 minutes) agree exactly$"
+        assert re.search(verdict, "\n".join(report), re.MULTILINE), process.output
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_every_part(stack: Stack, project: Path, number: int) -> None:
     process = local(stack, project, "--simulate")
@@ -105,6 +119,12 @@ def test_parts_that_are_killed_are_started_again(stack: Stack, project: Path) ->
     eventually(lambda: process.lines.count(subscribed) == 2, "another collector collects")
     kill("exchange", "local.exchange")
     eventually(lambda: process.lines.count(subscribed) == 3, "the collector finds the exchange again")
+    addresses = [line for line in process.lines if "| Simulated MEXC exchange" in line]
+    assert len(addresses) == 4
+    assert addresses[:2] == addresses[2:], "REST and WebSocket are where they were"
+    rest = addresses[0].rpartition(" ")[2]
+    environ = Path(f"/proc/{pid_of(process, 'btcdat.py')}/environ").read_text().split("\0")
+    assert f"MEXC_REST_URL={rest}" in environ
     kill("clickhouse", "local.clickhouse")
     eventually(lambda: process.output.count("listening on 127.0.0.1") == 2, "ClickHouse is up again")
     before = stack.count()

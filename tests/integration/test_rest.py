@@ -5,9 +5,8 @@ from __future__ import annotations
 import gzip
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -16,52 +15,20 @@ from pipeline import rest
 from pipeline.messages import Number
 from pipeline.rest import TOO_MANY_REQUESTS, Rest, RestError
 from tests.stack import Stack, free_port
+from tests.web import Answer, Web, serving
 
 PATH = "/api/v1/contract/deals/BTC_USDT"
 GOOD = b'{"success":true,"code":0,"data":[{"p":2384.60,"v":1}]}'
+ZIPPED = gzip.compress(GOOD, mtime=0)
 REFUSED = b'{"success":false,"code":1001,"message":"Contract does not exist!"}'
 TOO_MANY = b'{"success":false,"code":510,"message":"Requests are too frequent, please try again later!"}'
 
-Answer = tuple[int, dict[str, str], bytes]
 
-
-class Server(ThreadingHTTPServer):
-    """A real HTTP server that gives one answer, and keeps what it was asked."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.answer = answer
-        self.asked: list[str] = []
-        self.headers: list[str] = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        self.server.headers.append(self.headers.get("Accept-Encoding", ""))
-        status, headers, body = (200, {}, b"<html>Log in</html>") if self.path == "/login" else self.server.answer
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(body: bytes = GOOD, status: int = 200, **headers: str) -> Iterator[Server]:
+def answering(body: bytes = GOOD, status: int = 200, **headers: str) -> AbstractContextManager[Web]:
+    """Serve one answer to all that is asked, but for a login page."""
     fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    with Server((status, fields, body)) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+    login: Answer = (200, {}, b"<html>Log in</html>")
+    return serving(lambda path: login if path == "/login" else (status, fields, body))
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +53,7 @@ def failure(ask: Callable[[], object]) -> str:
 
 
 def test_the_data_comes_with_every_digit() -> None:
-    with serving() as server:
+    with answering() as server:
         data = client(server.url).get(PATH, limit=100)
         assert data == [{"p": "2384.60", "v": "1"}]
         assert type(data[0]["p"]) is Number
@@ -94,19 +61,19 @@ def test_the_data_comes_with_every_digit() -> None:
 
 
 def test_gzip_is_asked_for_and_unpacked() -> None:
-    with serving(gzip.compress(GOOD), Content_Encoding="gzip") as server:
+    with answering(ZIPPED, Content_Encoding="gzip") as server:
         assert client(server.url).get(PATH) == [{"p": "2384.60", "v": "1"}]
-        assert server.headers == ["gzip"]
+        assert server.encodings == ["gzip"]
 
 
 def test_an_answer_in_chunks_is_read() -> None:
     body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(GOOD), GOOD)
-    with serving(body, Transfer_Encoding="chunked") as server:
+    with answering(body, Transfer_Encoding="chunked") as server:
         assert client(server.url).get(PATH) == [{"p": "2384.60", "v": "1"}]
 
 
 def test_what_the_setting_ends_with_is_of_no_matter() -> None:
-    with serving() as server:
+    with answering() as server:
         client(f"{server.url}/", server.url).get(PATH)
         assert server.asked == [PATH]
 
@@ -137,15 +104,15 @@ def test_what_the_setting_ends_with_is_of_no_matter() -> None:
         (GOOD[:20], 200, {"Content-Length": str(len(GOOD))}, "the answer was cut"),
         (b"ff\r\n" + GOOD, 200, {"Transfer-Encoding": "chunked"}, "the answer was cut"),
         (b"zz\r\n" + GOOD, 200, {"Transfer-Encoding": "chunked"}, "the answer was cut"),
-        (gzip.compress(GOOD)[:-9], 200, {}, "the answer is gzip, and cannot be unpacked"),
-        (gzip.compress(GOOD)[:12] + b"x" * 30, 200, {}, "the answer is gzip, and cannot be unpacked"),
+        (ZIPPED[:-9], 200, {}, "the answer is gzip, and cannot be unpacked"),
+        (ZIPPED[:12] + b"x" * 30, 200, {}, "the answer is gzip, and cannot be unpacked"),
         (b"\xff\xfe\x00", 200, {"Content_Encoding": "br"}, r"the answer is no text: \xff\xfe\x00"),
         (gzip.compress(b" " * (17 << 20)), 200, {}, "the answer is gzip, and cannot be unpacked"),
         (b" " * (17 << 20), 200, {}, "the answer is larger than 16 MB"),
     ],
 )
 def test_what_is_no_data_is_a_line(body: bytes, status: int, headers: dict[str, str], said: str) -> None:
-    with serving(body, status, **headers) as server:
+    with answering(body, status, **headers) as server:
         line = failure(lambda: client(server.url).get(PATH))
         assert line.startswith(f"{server.url}{PATH}")
         assert said in line
@@ -181,25 +148,25 @@ def test_a_host_that_cannot_be_one_is_a_line(host: str) -> None:
 
 @pytest.mark.parametrize(("body", "status"), [(b"Forbidden", 403), (b"<html>", 200), (TOO_MANY, 200), (GOOD[:9], 200)])
 def test_the_websockets_host_is_asked_where_the_first_gives_no_data(body: bytes, status: int) -> None:
-    with serving(body, status) as first, serving() as second:
+    with answering(body, status) as first, answering() as second:
         asked = client(first.url, second.url)
         assert asked.get(PATH) == [{"p": "2384.60", "v": "1"}]
         assert (len(first.asked), len(second.asked)) == (1, 1)
         asked.get(PATH)
         assert (len(first.asked), len(second.asked)) == (1, 2)  # the one that answers is the first from now on
-        second.answer = (403, {}, b"")
-        first.answer = (200, {}, GOOD)
+        second.answer = lambda path: (403, {}, b"")
+        first.answer = lambda path: (200, {}, GOOD)
         asked.get(PATH)
         assert (len(first.asked), len(second.asked)) == (2, 3)
 
 
 def test_the_websockets_host_is_asked_where_the_first_cannot_be_reached() -> None:
-    with serving() as second:
+    with answering() as second:
         assert client(f"http://127.0.0.1:{free_port()}", second.url).get(PATH)
 
 
 def test_what_mexc_refuses_is_not_asked_elsewhere() -> None:
-    with serving(REFUSED) as first, serving() as second:
+    with answering(REFUSED) as first, answering() as second:
         with pytest.raises(RestError) as caught:
             client(first.url, second.url).get(PATH)
         assert caught.value.code == 1001
@@ -207,7 +174,7 @@ def test_what_mexc_refuses_is_not_asked_elsewhere() -> None:
 
 
 def test_where_both_fail_the_line_has_both() -> None:
-    with serving(b"", 403) as first, serving(TOO_MANY) as second:
+    with answering(b"", 403) as first, answering(TOO_MANY) as second:
         with pytest.raises(RestError) as caught:
             client(first.url, second.url).get(PATH)
         assert str(caught.value) == (

@@ -75,6 +75,7 @@ class World:
         "put_the_copy_back",
         "table_loses_a_row",
         "reset",
+        "reset_unnoticed",
         "somebody_writes",
     )
 
@@ -90,6 +91,8 @@ class World:
         self.said: list[str] = []
         self._newest = 0
         self._excused: set[int] = set()  # rows that need not be in the table
+        self._former: set[int] = set()  # rows of tables that were reset
+        self._strays: set[int] = set()  # those of them that may come again, and late
         self._has_copy = False
         self._open()
 
@@ -127,6 +130,8 @@ class World:
 
     def lose_power(self) -> None:
         """The journal's files are as they were at the last fsync; the process is started again."""
+        if self._position.token != f"token {self.table.token}":  # of a reset that was not noticed yet
+            self._strays |= self._former
         self._reopen(self._synced)
 
     def stop(self) -> None:
@@ -153,16 +158,22 @@ class World:
             if lost not in self._can_come_again():
                 self._excused.add(lost)
                 self._has_copy = False  # it counts that row
+            elif not self.table.content and self._position.token != f"token {self.table.token}":
+                self._excused |= self._not_waiting()  # nothing is left that tells what it had
         self._table.doubt()
 
     def reset(self) -> None:
         """ch_setup.py --reset. What the old table had, or was known to have, need not be in the new one."""
-        waiting = {int(m) for _, _, m in self._position.pending(10**6)}
-        self._excused |= set(self.table.content) | (set(range(1, self._newest + 1)) - waiting)
+        self.reset_unnoticed()
+        self._table.doubt()
+
+    def reset_unnoticed(self) -> None:
+        """The same in between two INSERTs, so that the next one goes to the new table as if it were the old one."""
+        self._former |= set(self.table.content) | self._not_waiting()
+        self._excused |= self._former
         self.table.content = []
         self.table.token += 1
         self._has_copy = False  # from before a reset, it would bring back what the old table had
-        self._table.doubt()
 
     def somebody_writes(self) -> None:
         """A row of somebody else, while no INSERT is in doubt; and the collector asks before it ends for any reason."""
@@ -179,7 +190,8 @@ class World:
         self._send("stored")
         ours = [number for number in self.table.content if number != FOREIGN]
         assert len(ours) == len(set(ours)), f"doubled: {self.table.content}"
-        assert ours == sorted(ours), f"out of order: {self.table.content}"
+        in_order = [number for number in ours if number not in self._strays]
+        assert in_order == sorted(in_order), f"out of order: {self.table.content}"
         lost = set(range(1, self._newest + 1)) - set(ours) - self._excused
         assert not lost, f"lost: {lost} of {self.table.content}, excused {self._excused}"
 
@@ -191,6 +203,8 @@ class World:
             self.table.token,
             self._newest,
             tuple(sorted(self._excused)),
+            tuple(sorted(self._former)),
+            tuple(sorted(self._strays)),
             position.token,
             position.rows,
             self._number_at(position._number),
@@ -249,6 +263,10 @@ class World:
         with suppress(Unreachable):
             self._table.append_pending()
         self.table.fate = "stored"
+
+    def _not_waiting(self) -> set[int]:
+        """Return the rows that the table is known to hold."""
+        return set(range(1, self._newest + 1)) - {int(m) for _, _, m in self._position.pending(10**6)}
 
     def _can_come_again(self) -> set[int]:
         """Return the rows that the journal has for a table that lost them."""

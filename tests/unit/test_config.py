@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from config import (
     ETH_CONFIG,
     SOL_CONFIG,
     ConfigError,
+    Contract,
     Settings,
     check_identifier,
     load_settings,
@@ -31,6 +33,7 @@ DEFAULTS = {
     "CLICKHOUSE_CA": "",
     "CLICKHOUSE_DATABASE": "mexc_data",
     "JOURNAL_DIR": "journal",
+    "KLINES_DIR": "klines",
     "JOURNAL_MAX_MB": 1024,
     "PING_INTERVAL": 15.0,
     "STATS_INTERVAL": 15.0,
@@ -55,6 +58,7 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("CLICKHOUSE_CA", "/etc/ssl/own.pem", "/etc/ssl/own.pem"),
     ("CLICKHOUSE_DATABASE", "Archive_2", "Archive_2"),
     ("JOURNAL_DIR", "/var/lib/journal", "/var/lib/journal"),
+    ("KLINES_DIR", "/var/cache/klines", "/var/cache/klines"),
     ("JOURNAL_MAX_MB", "64", 64),
     ("PING_INTERVAL", "12.5", 12.5),
     ("STATS_INTERVAL", "60", 60.0),
@@ -88,6 +92,7 @@ UNUSABLE = [
     ("CLICKHOUSE_DATABASE", "2mexc"),
     ("CLICKHOUSE_DATABASE", "a; DROP DATABASE b"),
     ("JOURNAL_DIR", "~nobody-is-called-so/x"),
+    ("KLINES_DIR", "~nobody-is-called-so/x"),
     ("JOURNAL_MAX_MB", "0"),
     ("JOURNAL_MAX_MB", "1GB"),
     ("PING_INTERVAL", "0"),
@@ -225,6 +230,16 @@ def test_each_symbol_subscribes_as_mexc_takes_it(config: dict[str, Any]) -> None
         {"method": "sub.deal", "param": {"symbol": symbol, "compress": False}},
         {"method": "sub.depth.full", "param": {"symbol": symbol, "limit": 20}},
     ]
+
+
+def test_the_contracts_are_known_of_the_three_and_of_no_other_until_it_is_said() -> None:
+    found = {config["table_name"]: config["contract"] for config in ALL_CONFIGS}
+    assert found == {
+        "btc": Contract(Decimal("0.0001"), Decimal("0.1"), Decimal(1)),
+        "eth": Contract(Decimal("0.01"), Decimal("0.01"), Decimal(1)),
+        "sol": Contract(Decimal("0.1"), Decimal("0.01"), Decimal(1)),
+    }
+    assert symbol_config("XRP_USDT", "xrp")["contract"] is None
 
 
 def test_a_symbol_without_a_uuid_gets_one_of_its_own_that_stays() -> None:

@@ -111,6 +111,13 @@ def test_what_is_named_is_there(path: Path) -> None:
     assert [found for text in prose(path) for found in sorted(named(text)) if not is_there(found)] == []
 
 
+def test_each_test_that_the_docs_name_is_there() -> None:
+    there = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
+    named_tests = {found for path in DOCS for found in re.findall(r"`(test_\w+)`", path.read_text())}
+    assert len(named_tests) > 20
+    assert [each for each in sorted(named_tests) if f"def {each}(" not in there] == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -335,6 +335,30 @@
     });
   }
 
+  function missing(figure, symbol) {
+    const { start, step, end, missing, too_many: tooMany } = symbol.missing;
+    const close = (values) => values.concat(values[values.length - 1]); // the last bucket has a width, too
+    const times = close(missing).map((_, bucket) => Math.min(start + bucket * step, end));
+    const paths = uPlot.paths.stepped({ align: 1 });
+    const drawn = (stroke) => line({ paths, points: { show: false }, stroke: () => color(stroke) });
+    draw(figure, {
+      height: 66,
+      data: [times, close(tooMany), close(missing)],
+      series: [{}, drawn("--edge"), drawn("--gap")],
+      scales: { y: { range: fromZero } },
+      axes: [yAxis((u, splits) => splits.map((split) => compact.format(split)), { incrs: COUNT_INCREMENTS })],
+      cursor: { dataIdx: bucketBefore },
+      tell: (u) => {
+        const index = u.cursor.idxs[2];
+        const moment = u.posToVal(u.cursor.left, "x");
+        if (index === null || index >= missing.length || moment < start || moment >= end) return null;
+        const more = tooMany[index] ? `, ${number(tooMany[index])} too many` : "";
+        const text = `${shortTime(times[index], 60)}: ${number(missing[index])} missing${more}`;
+        return { text, gap: missing[index] > 0 };
+      },
+    });
+  }
+
   function decimals(u, splits, axis, space, increment) {
     let digits = 0;
     while (digits < 8 && Math.abs(increment * 10 ** digits - Math.round(increment * 10 ** digits)) > 1e-6) digits += 1;
@@ -407,7 +431,7 @@
     wholeRange.hidden = view[0] <= page.range[0] && view[1] >= page.range[1];
   }
 
-  const charts = { coverage, rate, price, spread, growth };
+  const charts = { coverage, missing, rate, price, spread, growth };
   for (const figure of document.querySelectorAll("figure[data-chart]")) {
     charts[figure.dataset.chart](figure, page.symbols[figure.dataset.table]);
   }

@@ -307,6 +307,26 @@ def test_a_later_second_ctrl_c_ends_it_too(collect: Collect) -> None:
     assert collector.wait() == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
+    stack: Stack, exchange: Exchange, tmp_path: Path, number: int
+) -> None:
+    env = stack.env | {"MEXC_WS_URL": exchange.url, "JOURNAL_DIR": str(tmp_path / "journal")}
+    ends = set()
+    for tenths in range(2, 14):
+        with subprocess.Popen(
+            [sys.executable, "btcdat.py"], cwd=PROJECT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as collector:
+            time.sleep(tenths / 20)
+            collector.send_signal(number)
+            _, complaint = collector.communicate(timeout=30)
+        # Python itself, before it runs a line of the script, has words of its own.
+        assert b"btcdat.py" not in complaint, complaint
+        ends.add(collector.returncode)
+    assert ends <= {0, -number, 1 if number == signal.SIGINT else 0}
+    assert 0 in ends, "at least the last one was up"
+
+
 # Nobody takes its lines
 
 

@@ -77,8 +77,16 @@ def as_received(logged: str) -> str | bytes:
 
 def expected(exchange: Exchange) -> list[tuple[str, str]]:
     """Return type and text of the rows that all frames sent so far should become."""
-    received = [as_received(logged) for logged in exchange.sent()]
-    return [(row.mt, row.m) for frame in received for row in parse_frame(frame, "BTC_USDT", 0).rows]
+    came: set[object] = set()  # deals: one that comes again is dropped
+    rows = []
+    for logged in exchange.sent():
+        for row in parse_frame(as_received(logged), "BTC_USDT", 0).rows:
+            deal = (row.id, row.event_ms, row.m) if row.mt == "d" and row.id else None
+            if deal not in came:
+                rows.append((row.mt, row.m))
+            if deal:
+                came.add(deal)
+    return rows
 
 
 def stored(stack: Stack) -> list[tuple[str, str]]:

@@ -313,7 +313,7 @@ def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> Non
 def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
     explained = (MONITORING / "README.md").read_text()
     expected = {re.sub("_(bucket|sum|count)$", "", name) for name in served.samples if name.startswith("mexc_")}
-    assert len(expected) == 18
+    assert len(expected) == 22
     for name in expected:
         assert any(name in target["expr"] for panel in PANELS for target in panel["targets"]), name
         assert f"`{name}`" in explained

@@ -1,18 +1,22 @@
 """Simulated exchange -> collector -> ClickHouse, as real processes; what is stored is compared row by row."""
 
+import base64
 import json
 import re
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
 from config import PROJECT
 from pipeline.messages import parse_frame
 from tests.stack import Exchange, Stack, StoredRow, eventually, open_stack
 
 REAL_FRAMES = PROJECT / "tests/data" / "mexc-frames.jsonl"
+FAILED = PROJECT / "tests/data" / "frames.jsonl"
 
 
 def expected_rows(frames: list[str], symbol: str) -> list[StoredRow]:
@@ -38,6 +42,33 @@ def test_every_real_frame_is_stored_as_designed(running: Stack) -> None:
     assert (1790870036854, "t", "84055|84063.8|84104|546882118|0.00007200") in rows
     assert [mt for _, mt, _ in rows].count("dl") == 10
     assert collector.stop() == 0
+
+
+def test_each_frame_that_once_failed_gives_its_rows(running: Stack) -> None:
+    """Frames of FAILED, binary ones among them, through a running collector."""
+    cases = [json.loads(line) for line in FAILED.read_text().splitlines()]
+    frames = [case["frame"] if "frame" in case else base64.b64decode(case["binary_base64"]) for case in cases]
+    done = threading.Event()
+
+    def push(connection: ServerConnection) -> None:
+        for frame in frames:
+            connection.send(frame)
+        done.wait(60)
+
+    with serve(push, "127.0.0.1", 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.socket.getsockname()[1]
+        collector = running.collector(MEXC_WS_URL=f"ws://127.0.0.1:{port}/edge", MEXC_REST_URL="http://127.0.0.1:9")
+        expected = [tuple(row) for case in cases for row in case["rows"]]
+        assert running.wait_for_rows(len(expected)) == expected
+        collector.wait_for("^BTC_USDT: sub.deal is refused: Contract")
+        collector.wait_for("^BTC_USDT: push.ticker comes without indexPrice; it is stored as empty$")
+        collector.wait_for("^BTC_USDT: push.depth.full comes without bids; it is stored as empty$")
+        assert collector.stop() == 0
+        done.set()
+        server.shutdown()
+        thread.join()
 
 
 def test_all_three_collectors_at_once(running: Stack) -> None:

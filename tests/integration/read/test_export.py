@@ -45,6 +45,7 @@ DEADLETTER = """concat(toString(number), ', "quoted", and\\non two lines')"""
 HELD = """
 import signal, sys
 import export
+from pipeline import interrupts
 from pipeline.read import decode, export as module
 
 def read(*args, _read=decode.read, **options):
@@ -57,7 +58,7 @@ def read(*args, _read=decode.read, **options):
 signal.signal(signal.SIGUSR1, lambda *_: None)
 decode.read = read
 module._OTHER_BATCH_ROWS = 1000
-sys.exit(export.main())
+sys.exit(interrupts.run(export.main))
 """
 
 # An export that tells the most memory it has had, in kilobytes; it reads and writes a megabyte at a time.
@@ -276,6 +277,24 @@ def test_candles_of_another_length_are_another_type(stack: Stack, run: Run, out:
     candles = read(out, "candles-6h")
     assert candles.num_rows == 3 * 4
     assert pc.sum(candles["deals"]).as_py() == pc.sum(read(out, "candles-1m")["deals"]).as_py() == 30_000
+
+
+def test_a_day_that_an_older_version_exported_gets_the_columns_of_today(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 100, days=1)
+    assert run().code == 0
+    columns = pyarrow.parquet.read_schema(file_of(out)).names
+    assert columns == ["ts", "price", "contracts", "coins", "side"]
+    record_file = record_of(file_of(out))
+    record = json.loads(record_file.read_text())
+    assert record.pop("columns") == columns
+    record_file.write_text(json.dumps(record))  # which is how it was
+    assert run().lines[-1].startswith("1 file written")
+    assert run().lines[-1].startswith("0 files written")
+    stack.query("TRUNCATE TABLE mexc_data.btc")
+    fill(stack, 99, days=1)
+    record_file.write_text(json.dumps(record))
+    kept = run()
+    assert "is kept: it was made of 100 rows, and ClickHouse has 99 now" in kept.errors[0]
 
 
 def test_days_from_one_up_to_another_without_that(stack: Stack, run: Run, out: Path) -> None:
@@ -569,7 +588,9 @@ def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
     [
         (["--type", "trades"], "argument --type: invalid choice: 'trades'"),
         (["--format", "xlsx"], "argument --format: invalid choice: 'xlsx'"),
-        (["--from", "yesterday"], "argument --from: yesterday is no date: give such as 2026-10-01"),
+        (["--from", "tomorrow"], "argument --from: tomorrow is no date: give such as 2026-10-01, yesterday or -7d"),
+        (["--from", "2026-10-01T13:30"], "argument --from: 2026-10-01T13:30 is no date: give such as 2026-10-01"),
+        (["--from", "-1d", "--to", "-2d"], "--from 20"),
         (["--from", "2026-10-02", "--to", "2026-10-02"], "--from 2026-10-02 is not before --to 2026-10-02"),
         (["--interval", "1m"], "--interval is for candles only"),
         (["--type", "candles", "--interval", "soon"], "'soon' is no interval"),

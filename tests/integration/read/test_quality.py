@@ -104,6 +104,26 @@ def test_a_book_can_be_crossed_and_unsorted(empty: Stack) -> None:
 # The stream
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "is_found"),
+    [
+        ("84055|1|2|546882118|0.00007200", "84056|1|2|546882118|0.00007200", True),
+        ("84055|1|2|546882118|0.00007200", "84055|1|2|546882119|0.00007200", True),
+        ("84055|1|2|546882118|0.00007200", "84055|3|4|546882118|0.00007300", False),
+        ("84055|1|2|546882118|0.00007200", "84055.0|1|2|546882118|0.00007200", False),
+        ("84055|1|2||0.00007200", "84056|1|2||0.00007200", False),
+        ("84055|||546882118|", "84056|||546882118|", True),
+        ("nonsense", "", False),
+    ],
+)
+def test_a_trade_shows_in_the_last_price_or_the_open_interest(
+    empty: Stack, before: str, after: str, is_found: bool
+) -> None:
+    ends = [(T0, "dp", GOOD), (T0 + 200_000, "dp", GOOD)]
+    store(empty, [ends[0], (T0 + 70_000, "t", before)], [(T0 + 80_000, "t", after), ends[1]])
+    assert found(empty).minutes_without_deals == [T0 // 1000 + 60] * is_found
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_rows_are_found_as_stored_wherever_blocks_and_batches_end(
     empty: Stack, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from itertools import islice
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 
+import config
 from config import load_settings
 from local.market import frames
 from pipeline.messages import Row, parse_frame
@@ -67,7 +69,8 @@ def insert(client: Client, table: str, rows: list[Row]) -> None:
 
 def expected(mt: str, rows: list[Row] = ROWS, *, exact: bool = False) -> pa.Table:
     mine = [row for row in rows if row.mt == mt]
-    return decode(mt, [row.ts_ms for row in mine], [row.m for row in mine], exact=exact).table
+    times, texts = [row.ts_ms for row in mine], [row.m for row in mine]
+    return decode(mt, times, texts, exact=exact, contract_size=Decimal("0.0001")).table
 
 
 # Reading
@@ -81,6 +84,17 @@ def test_all_rows_of_a_type_are_read_in_stored_order(client: Client, mt: str, ex
     sizes = [len(batch.table) for batch in batches]
     assert sizes == [97] * (len(wanted) // 97) + [len(wanted) % 97] * (len(wanted) % 97 > 0)
     assert pa.concat_tables(batch.table for batch in batches).equals(wanted)
+
+
+def test_the_coins_of_a_contract_that_is_not_known_are_null(
+    client: Client, archive: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.query("CREATE TABLE mexc_data.xrp AS mexc_data.eth")
+    insert(client, "xrp", [Row(START_MS, "d", "2.1|3|1")])
+    for configs in (config.ALL_CONFIGS, [*config.ALL_CONFIGS, config.symbol_config("XRP_USDT", "xrp")]):
+        monkeypatch.setattr(config, "ALL_CONFIGS", configs)
+        (batch,) = read(client, "mexc_data", "xrp", "d")
+        assert (batch.table["contracts"].to_pylist(), batch.table["coins"].to_pylist()) == ([3], [None])
 
 
 def test_the_range_has_its_start_and_not_its_end(client: Client) -> None:
@@ -212,6 +226,7 @@ def test_load_warns_of_rows_that_do_not_decode() -> None:
     with pytest.warns(UserWarning, match="do not decode") as caught:
         deals = load("eth", "deals")
     assert deals["contracts"].to_pylist() == [3, 4]
+    assert deals["coins"].to_pylist() == [0.03, 0.04]
     (warning,) = caught
     text = str(warning.message)
     assert text.startswith(

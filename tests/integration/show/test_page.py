@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,8 @@ import pytest
 from clickhouse_driver import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from config import Settings
+from pipeline.read.audit import Difference, NotCompared, SymbolAudit
 from pipeline.read.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
 from pipeline.show.figures import PricePoint, read_prices
 from pipeline.show.page import render
@@ -71,7 +73,9 @@ def prices(quality: SymbolQuality, points: int = 2000) -> list[PricePoint]:
     ]
 
 
-def page(*symbols: SymbolQuality, blocks: int = 3, made_at: datetime | None = None) -> str:
+def page(
+    *symbols: SymbolQuality, blocks: int = 3, made_at: datetime | None = None, audits: Sequence[SymbolAudit] = ()
+) -> str:
     """Render an archive of symbols; each row takes 20 bytes."""
     tables = [
         TableStorage(
@@ -91,7 +95,19 @@ def page(*symbols: SymbolQuality, blocks: int = 3, made_at: datetime | None = No
     known = [each for each in symbols if each.end_ms is not None]
     made_at = made_at or from_ms(max((each.end_ms or 0 for each in known), default=START) + 2000)
     storage = Storage(tables, files_seen=True, volume=123 << 20)
-    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, COMPACT_BLOCKS)
+    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, Settings(), audits)
+
+
+def audit(length_ms: int, *differences: Difference, **known: Any) -> SymbolAudit:
+    """What MEXC's klines say of BTC over some length, 1,000 contracts a minute."""
+    minutes = length_ms // MINUTE
+    found = SymbolAudit("BTC_USDT", "btc", None, START, START + length_ms, minutes, minutes - len(differences))
+    found.contracts, found.differences = 1000.0 * minutes, list(differences)
+    found.missing = sum(max(each.missing, 0) for each in differences)
+    found.too_many = sum(max(-each.missing, 0) for each in differences)
+    for name, value in known.items():
+        setattr(found, name, value)
+    return found
 
 
 def data_of(text: str) -> Any:
@@ -128,11 +144,11 @@ def test_the_title_says_whether_all_is_well() -> None:
 
 def test_an_archive_that_gets_no_new_rows_is_not_well() -> None:
     quality = symbol(DAY)
-    fresh = page(quality, made_at=from_ms(START + DAY + 4 * MINUTE))
-    stale = page(quality, made_at=from_ms(START + DAY + 6 * MINUTE))
+    fresh = page(quality, made_at=from_ms(START + DAY + 50_000))
+    stale = page(quality, made_at=from_ms(START + DAY + 102_000))
     assert title_of(fresh).startswith("All is well")
     assert title_of(stale).startswith("BTC_USDT needs a look")
-    assert "The newest row is 6 min 0 s old: is the collector running?" in stale
+    assert "The newest row is 102.0 s old: is the collector running?" in stale
     # A time that was asked for ends after its newest row, and may be long ago.
     quality.end_ms = START + DAY + 1
     assert title_of(page(quality, made_at=from_ms(START + 9 * DAY))).startswith("All is well")
@@ -149,24 +165,78 @@ def test_each_finding_is_told_in_words() -> None:
     quality.crossed_books = Finding(2, START + 61_000)
     quality.unsorted_books = Finding(3, START)
     quality.unreadable_books = Finding(1, START)
-    quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 0.3
+    quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 30
+    quality.channels[2].out_of_order, quality.channels[2].worst_seconds = Finding(4, START), 2.9
     quality.channels[2].duplicates = Finding(1234, START)
     quality.misdated = Finding(1, START)
+    quality.minutes_without_deals = [START // 1000 + 120, START // 1000 + 180]
     quality.dead_letters = [DeadLetters("rs.error", 3, START, "some text"), DeadLetters("binary", 1, START, "other")]
     text = re.sub(r"</?time>", "", page(quality))
     for words in (
+        "2 minutes with trades and no deal: tickers show a new last price or open interest; first 2026-10-01 00:02:00.",
         "2 rows of depth crossed: the best bid is not below the best ask; first 2026-10-01 00:01:01.",
         "3 rows of depth with levels that are not in the order of their price; first 2026-10-01 00:00:00.",
         "1 row of depth that cannot be read, or without two sides; first",
-        "7 rows of tickers older than one stored before, by 0.3 s at worst; first",
+        "7 rows of tickers older than one stored before, by 30.0 s at worst; first",
+        "4 rows of depth older than one stored before, by 2.9 s at worst, as those are that only the slower of two",
         "1,234 rows of depth equal to the one before; first",
         "1 row dated before 2018 or after tomorrow, not examined; first",
         "3 dead letters, error messages of MEXC; first",
         "<code>some text</code>",
         "1 dead letter, binary; first",
-        "To look at: row order, duplicates, crossed books, unsorted books, unreadable books, misdated rows, dead",
+        "To look at: missing deals, row order, duplicates, crossed books, unsorted books, unreadable books, misdated",
     ):
         assert words in text
+
+
+def test_what_mexcs_klines_say_is_told_in_words() -> None:
+    text = page(symbol(HOUR), audits=[audit(HOUR)])
+    assert title_of(text).startswith("All is well")
+    assert "None of the 60,000 contracts by MEXC&#x27;s klines is missing; 60 of 60 minutes agree exactly." in text
+    assert "Contracts: 100.00 % of MEXC&#x27;s are here; 60 of 60 minutes agree exactly." in text
+    assert "MEXC&#x27;s klines" not in page(symbol(HOUR))
+
+    differences = (
+        Difference(START + MINUTE, 1000, 3, ("open",)),
+        Difference(START + 2 * MINUTE, 1000, 30, ()),
+        Difference(START + 3 * MINUTE, 1000, -7, ()),
+        Difference(START + 4 * MINUTE, 1000, 0, ("high", "close")),
+    )
+    refused = NotCompared(START, START + MINUTE, "MEXC's kline is nonsense: <b>")
+    text = page(symbol(HOUR), audits=[audit(HOUR, *differences, not_compared=[refused])])
+    assert title_of(text).startswith("BTC_USDT needs a look")
+    text = re.sub(r"</?time>", "", text)
+    for words in (
+        "To look at: missing contracts, contracts too many",
+        "33 of the 60,000 contracts by MEXC&#x27;s klines are missing, 99.94 % are here; most of them, 30, at"
+        " 2026-10-01 00:02:00.",
+        "7 contracts too many, by MEXC&#x27;s klines.",
+        "1 minute with all contracts, and other prices than MEXC&#x27;s kline; first 2026-10-01 00:04:00.",
+        "Not compared with MEXC&#x27;s klines: 2026-10-01 00:00:00 to 2026-10-01 00:01:00.",
+        "<code>MEXC&#x27;s kline is nonsense: &lt;b&gt;</code>",
+        "All minutes that differ, the most contracts first",
+        "<td>high, close</td>",
+        ">7 too many<",
+    ):
+        assert words in text
+    assert text.index("<td>2026-10-01 00:02</td>") < text.index("<td>2026-10-01 00:03</td>")
+
+    problem = SymbolAudit("BTC_USDT", "btc", problem="HTTP 403 Forbidden")
+    assert "Not compared with MEXC&#x27;s klines: HTTP 403 Forbidden." in page(symbol(HOUR), audits=[problem])
+    nothing = SymbolQuality("BTC_USDT", "btc", problem="there are no rows")
+    all_missing = audit(HOUR, *(Difference(START + at * MINUTE, 1000, 1000, ()) for at in range(60)))
+    assert "60,000 of the 60,000 contracts by MEXC&#x27;s klines are missing" in page(nothing, audits=[all_missing])
+
+
+def test_a_year_of_missing_contracts_stays_small() -> None:
+    differences = [Difference(START + at * MINUTE, 1000, at % 9 - 1, ()) for at in range(365 * 1440)]
+    archive = symbol(365 * DAY)
+    text = page(archive, audits=[audit(365 * DAY, *differences)])
+    drawn = data_of(text)["symbols"]["btc"]["missing"]
+    assert len(drawn["missing"]) == len(drawn["too_many"]) <= 1500
+    assert sum(drawn["missing"]) == sum(max(each.missing, 0) for each in differences)
+    assert sum(drawn["too_many"]) == sum(max(-each.missing, 0) for each in differences)
+    assert len(text) - len(page(archive)) < 50_000
 
 
 def test_blocks_are_told_with_what_to_do_about_them() -> None:
@@ -256,7 +326,7 @@ def test_minutes_that_are_not_whole_make_no_dip() -> None:
 def test_a_price_is_not_drawn_across_a_time_without_one() -> None:
     quality = symbol(HOUR)
     points = [point for point in prices(quality) if not 600_000 < point.ts_ms - START < 700_000]
-    text = render(Storage([], False, None), [quality], {"btc": points}, from_ms(START + HOUR), COMPACT_BLOCKS)
+    text = render(Storage([], False, None), [quality], {"btc": points}, from_ms(START + HOUR), Settings())
     series = data_of(text)["symbols"]["btc"]["prices"]
     hole = series["mid"].index(None)
     assert series["times"][hole - 1 : hole + 2] == [START / 1000 + second for second in (599.4, 601.2, 700.2)]
@@ -418,7 +488,7 @@ def desktop(wide: Opened) -> Opened:
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("archive", ["month", "hostile", "seconds", "moment", "empty", "only tickers"])
+@pytest.mark.parametrize("archive", ["month", "hostile", "seconds", "moment", "empty", "only tickers", "audited"])
 def test_it_asks_for_nothing_and_complains_of_nothing(archive: str, browser: Browser, tmp_path: Path) -> None:
     only_tickers = symbol(HOUR, gap("depth", START, HOUR))
     only_tickers.channels[1:] = [ChannelQuality("deals"), ChannelQuality("depth")]
@@ -431,9 +501,11 @@ def test_it_asks_for_nothing_and_complains_of_nothing(archive: str, browser: Bro
         "moment": [SymbolQuality("BTC_USDT", "btc", rows=1, start_ms=START, end_ms=START)],
         "empty": [SymbolQuality("BTC_USDT", "btc", problem="there are no rows")],
         "only tickers": [only_tickers],
+        "audited": [symbol(HOUR)],
     }[archive]
+    audits = [audit(HOUR, Difference(START, 1000, 1, ()))] if archive == "audited" else []
     file = tmp_path / "report.html"
-    file.write_text(page(*symbols), encoding="utf-8")
+    file.write_text(page(*symbols, audits=audits), encoding="utf-8")
     opened = Opened(browser, file)
     assert opened.page.evaluate("typeof hacked") == "undefined"
     assert opened.page.locator("script").count() == 3
@@ -535,6 +607,27 @@ def test_charts_tell_the_numbers_that_are_in_the_data(browser: Browser, tmp_path
     told_rows = opened.point(growth, START + 3 * HOUR, whole)
     half = 180 * (30 + 222) + sum(count for minute, count in deals.items() if minute < START // 1000 + 3 * 3600)
     assert told_rows == f"2026-10-01 03:00: {half:,} rows, about {half * 20 / 2**20:.1f} MiB"
+    opened.context.close()
+
+
+@pytest.mark.browser
+def test_pointing_at_a_minute_tells_what_is_missing_of_it(browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    differences = (
+        Difference(START + 10 * MINUTE, 1000, 12, ()),
+        Difference(START + 20 * MINUTE, 1000, -7, ()),
+        Difference(START + 40 * MINUTE, 1000, 900, ("low",)),
+    )
+    file.write_text(page(symbol(HOUR), audits=[audit(HOUR, *differences)]), encoding="utf-8")
+    opened = Opened(browser, file)
+    chart, whole = opened.figure("missing"), (START, START + HOUR)
+    assert opened.readout(chart) == "912; 98.48 % of MEXC's are here, 57 of 60 minutes agree exactly"
+    assert opened.point(chart, START + 10.5 * MINUTE, whole) == "2026-10-01 00:10: 12 missing"
+    assert opened.point(chart, START + 20.5 * MINUTE, whole) == "2026-10-01 00:20: 0 missing, 7 too many"
+    assert opened.point(chart, START + 30.5 * MINUTE, whole) == "2026-10-01 00:30: 0 missing"
+    opened.page.get_by_role("button", name="Zoom to the gap of a minute from 2026-10-01 00:40:00").click()
+    told = opened.point(chart, START + 40.5 * MINUTE, (START + 38 * MINUTE, START + 43 * MINUTE))
+    assert told == "2026-10-01 00:40: 900 missing"
     opened.context.close()
 
 

@@ -23,6 +23,7 @@ from config import ALL_CONFIGS, PROJECT
 from pipeline.human import human_size
 from pipeline.store.storage import Storage, TableStorage
 from tests.integration.store.test_compact import begin_statement
+from tests.limited_clickhouse import limited
 from tests.stack import Process, Stack, free_port, open_stack
 from verif import replace_file, report
 
@@ -124,6 +125,7 @@ def test_json_has_the_same_in_bytes(stack: Stack) -> None:
             "index_mrk": files[1],
             "total_bytes": sum(file or 0 for file in files),
             "blocks": blocks,
+            "hidden": 0,
             "small_blocks": max(0, blocks - 1),
             "block_memory": 450 * blocks,
         }
@@ -159,6 +161,18 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
+
+
+def test_it_says_which_records_this_user_cannot_read(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        fill(stack, "btc", "t", 13)
+        fill(stack, "btc", "d", 323)
+        limited(stack, hidden={"btc": "mt != 't'"})
+        text = stack.run("verif.py").output
+        assert "Total records appended: 323\n" in text
+        assert "\n  btc has 13 records more, which this user cannot read: see its row policies, and max_rows_" in text
 
 
 def test_a_compacted_table_has_no_small_blocks(tmp_path: Path) -> None:
@@ -387,6 +401,13 @@ def test_quality_as_json_has_all_of_it(stack: Stack) -> None:
     assert sol["problem"] == "there are no rows"
 
 
+def test_gaps_are_an_exit_code_for_those_who_ask(stack: Stack) -> None:
+    assert stack.run("verif.py", "--quality", "--fail-on-gaps").wait() == 0, "rows of one moment"
+    assert stack.run("verif.py", "--quality", "--from", "-24h").wait() == 0
+    assert stack.run("verif.py", "--quality", "--from", "-24h", "--fail-on-gaps").wait() == 3
+    assert stack.run("verif.py", "--quality", "--from", "yesterday", "--to=today", "--fail-on-gaps").wait() == 3
+
+
 def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
     verif = stack.run("verif.py", "--quality", CLICKHOUSE_DATABASE="other")
     assert verif.wait() == 1
@@ -400,12 +421,13 @@ def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Iterator[Stack]:
-    """ClickHouse with the tables; all have a row of now."""
+    """ClickHouse with the tables; all have a row of now, of each channel whose silence means something."""
     with open_stack(tmp_path) as opened:
         opened.clickhouse()
         opened.setup()
         for table in ("btc", "eth", "sol"):
-            fill(opened, table, "d", 1)
+            for mt in ("t", "dp"):
+                fill(opened, table, mt, 1)
         yield opened
 
 
@@ -429,6 +451,7 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     assert [symbol["late"] for symbol in newest] == [False, True, True]
     assert 1000 <= newest[1]["age"] < 1100
     assert newest[2]["age"] is None
+    assert newest[2]["channels"]["depth"] == {"ts": None, "age": None, "late": True}
     verif = fresh.run("verif.py", "--max-age", "600", "--quality")
     assert verif.wait() == 3
     assert any("covered" in line or "coverage" in line for line in verif.lines)
@@ -436,6 +459,28 @@ def test_the_exit_code_is_3_when_the_newest_row_of_a_symbol_is_too_old_or_there_
     verif = fresh.run("verif.py", "--max-age", "1e6")
     assert verif.wait() == 3
     assert "ETH_USDT: there is no table eth, run ch_setup.py" in verif.lines
+
+
+def test_a_channel_that_is_dead_is_late_while_others_flow(fresh: Stack) -> None:
+    for table, ages in {"btc": {"t": 0, "dp": 1000}, "eth": {"d": 0}, "sol": {"t": 0, "dp": 0, "d": 1000}}.items():
+        fresh.query(f"TRUNCATE TABLE mexc_data.{table}")
+        for mt, age in ages.items():
+            fresh.query(f"INSERT INTO mexc_data.{table} SELECT now64(3) - INTERVAL {age} SECOND, '{mt}', '|'")
+    verif = fresh.run("verif.py", "--max-age", "600")
+    assert verif.wait() == 3
+    sol, btc, eth = sorted(verif.lines, key=lambda line: ("SOL", "BTC", "ETH").index(line[:3]))
+    newest = r"_USDT: the newest row is \d+\.\d s old, of 20\S+Z"
+    assert re.fullmatch(rf"BTC{newest}; no depth for 16 min \d+ s", btc)
+    assert re.fullmatch(rf"ETH{newest}; no tickers at all, no depth at all", eth)
+    assert re.fullmatch(rf"SOL{newest}", sol), "deals alone may have nothing to say"
+    verif = fresh.run("verif.py", "--max-age", "600", "--json")
+    assert verif.wait() == 3
+    symbols = json.loads("\n".join(verif.lines[verif.lines.index("{") :]))["newest"]
+    late = [[name for name, channel in each["channels"].items() if channel["late"]] for each in symbols]
+    assert late == [["depth"], ["tickers", "depth"], []]
+    assert [each["late"] for each in symbols] == [True, True, False]
+    assert 1000 <= symbols[0]["channels"]["depth"]["age"] < 1100
+    assert 1000 <= symbols[2]["channels"]["deals"]["age"] < 1100
 
 
 def test_a_table_that_is_being_compacted_is_not_late(fresh: Stack) -> None:
@@ -499,9 +544,10 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--quality", "--from", "yesterday"], "--from: yesterday is no time: give a UTC date or ISO time, such as"),
+        (["--quality", "--from", "tomorrow"], "--from: tomorrow is no time: give a UTC date or ISO time, such as"),
         (["--quality", "--from", "2026-10-02", "--to", "2026-10-02"], "--from has to be before --to"),
-        (["--from", "2026-10-02"], "--from and --to go with --quality or --html"),
+        (["--from", "2026-10-02"], "--from and --to go with --quality, --audit or --html"),
+        (["--fail-on-gaps"], "--fail-on-gaps goes with --quality"),
         (["--max-age", "soon"], "--max-age: invalid number of seconds value: 'soon'"),
         (["--max-age", "0"], "--max-age: invalid number of seconds value: '0'"),
         (["--max-age", "nan"], "--max-age: invalid number of seconds value: 'nan'"),

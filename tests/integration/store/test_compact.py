@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count, islice
 from typing import Any, NamedTuple
@@ -18,9 +19,10 @@ import ch_setup
 from config import BTC_CONFIG, Settings, load_settings
 from pipeline.collect.autocompact import AutoCompaction
 from pipeline.store import compact as module
-from pipeline.store.client import connect
+from pipeline.store.client import ALL_ROWS, connect
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume
 from tests.integration.collect.test_pipeline import assert_stored, expected_rows
+from tests.limited_clickhouse import limited
 from tests.stack import Stack, StoredRow, eventually
 
 ONE_ROW_BLOCKS = (
@@ -116,6 +118,18 @@ def begin_statement(stack: Stack, query_id: str, table: str = "btc") -> Any:
     return finish
 
 
+@contextmanager
+def reading(stack: Stack, table: str) -> Iterator[None]:
+    """Read a table of one-row blocks, half a second each."""
+    client = connect(settings_of(stack))
+    rows = client.execute_iter(f"SELECT sleep(0.5) FROM {table} SETTINGS max_threads = 1, max_block_size = 1")
+    next(rows)
+    try:
+        yield
+    finally:
+        client.disconnect()  # which ends it
+
+
 UNTOUCHED = ["btc", "eth", "sol"]
 
 
@@ -198,6 +212,7 @@ def test_resuming_is_given_up_at_each_step_and_resumed(filled: Stack) -> None:
     before = snapshot(filled)
     for number in count(1):
         advance(compact(settings_of(filled), "btc"), "Checking mexc_data.btc")
+        filled.query(f"TRUNCATE TABLE {hidden(filled, 'compacting')}")
         taken = len(list(islice(resume(settings_of(filled), "btc"), number)))
         run(resume(settings_of(filled), "btc"))
         assert snapshot(filled) == before
@@ -366,17 +381,181 @@ def test_nothing_is_deleted_before_what_replaces_it_is_on_the_disk(
     assert words == [
         "RENAME TABLE",  # to btc_compacting_X
         "CREATE TABLE",
+        "TRUNCATE TABLE",  # the copy that is empty yet: is it allowed?
         "SYSTEM SYNC",  # the copy
         "RENAME TABLE",  # to btc_copied_X
         "SYSTEM SYNC",  # that
         "TRUNCATE TABLE",
         "SYSTEM SYNC",  # what it was filled with
         "RENAME TABLE",  # to btc
+        "TRUNCATE TABLE",  # the copy
         "DROP TABLE",
     ]
 
 
+# A user who may not do it all
+
+
+def rows_to_read(kind: str = "") -> str:
+    """Return the settings of a profile that lets a read end after 1,000 rows, without an error."""
+    limit, mode = f"max_rows_to_read{kind}", f"read_overflow_mode{kind}"
+    return f"<{limit}>1000</{limit}><{mode}>break</{mode}>"
+
+
+@pytest.mark.parametrize("profile", [rows_to_read(), rows_to_read("_leaf")], ids=["all", "leaf"])
+def test_a_profile_that_lets_reads_end_early_costs_no_rows(running: Stack, profile: str) -> None:
+    fill(running, 3000)
+    before = snapshot(running)
+    server = limited(running, profile)
+    process = running.run("ch_setup.py", "--compact", "btc")
+    assert process.wait() == 0, process.output
+    assert "Compacted mexc_data.btc: 3,706 rows; 3,004 blocks before, 1 now" in process.output
+    server.stop()
+    running.clickhouse()
+    assert snapshot(running) == before
+
+
+def test_all_ways_to_end_a_read_early_are_overruled(served: Stack) -> None:
+    """A new version of ClickHouse may have another."""
+    modes = served.query("SELECT name FROM system.settings WHERE name LIKE '%overflow_mode%'")
+    assert {name for (name,) in modes} == {name for name in ALL_ROWS if "overflow_mode" in name}
+
+
+def test_it_is_refused_where_a_profile_cannot_be_overruled(running: Stack) -> None:
+    fill(running, 3000)
+    before = snapshot(running)
+    fixed = "<constraints><max_rows_to_read><const/></max_rows_to_read></constraints>"
+    server = limited(running, rows_to_read() + fixed)
+    process = running.run("ch_setup.py", "--compact", "btc")
+    assert process.wait() == 1
+    assert process.output == (
+        f"ClickHouse at 127.0.0.1:{running.port} does not let user default do that: Setting max_rows_to_read should not"
+        " be changed. (SETTING_CONSTRAINT_VIOLATION); allow it in the user's profile, or set CLICKHOUSE_USER to another"
+    )
+    server.stop()
+    running.clickhouse()
+    assert snapshot(running) == before
+
+
+def test_it_is_refused_where_a_row_policy_hides_rows(running: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(running, 3000)
+    before = snapshot(running)
+    monkeypatch.setattr("secrets.token_hex", lambda _: "00c0ffee")
+    server = limited(running, hidden={"btc_compacting_00c0ffee": "mt != 't'"})
+    with pytest.raises(CompactionError, match=r"by user default, who can read only 2,472 of its 3,706 rows: a row pol"):
+        run(compact(settings_of(running), "btc"))
+    assert snapshot(running) == before
+    assert tables(running) == UNTOUCHED
+    server.stop()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_who_may_not_empty_a_table_has_it_back_at_once(running: Stack) -> None:
+    fill(running, 100)
+    before = snapshot(running)
+    advance(compact(settings_of(running), "btc"), "Filling")  # and then it is killed
+    server = limited(running, grants="SHOW, SELECT, INSERT, CREATE, DROP, SYSTEM")
+    run(resume(settings_of(running), "btc"))
+    assert snapshot(running) == before
+    refused = r"may not empty it: GRANT TRUNCATE ON mexc_data.\* TO default$"
+    steps = compact(settings_of(running), "btc")
+    with pytest.raises(CompactionError, match=refused):
+        advance(steps, "Copying")
+    assert snapshot(running) == before
+    assert tables(running) == UNTOUCHED
+    server.stop()
+
+
 # Others at the same time
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for readers no longer than a second."""
+    monkeypatch.setattr(module, "_READERS_TIMEOUT", 1)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_reader_that_does_not_end_keeps_it_from_beginning(filled: Stack) -> None:
+    before = snapshot(filled)
+    with reading(filled, "mexc_data.btc"):
+        with pytest.raises(CompactionError, match=r"now: query \S+ of user default reads it, and has not ended in 1 s"):
+            run(compact(settings_of(filled), "btc"))
+        assert snapshot(filled) == before
+        assert tables(filled) == UNTOUCHED
+    run(compact(settings_of(filled), "btc"))
+    assert blocks(filled) == 1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_reader_that_comes_later_has_the_table_brought_back(filled: Stack) -> None:
+    before = snapshot(filled)
+    steps = compact(settings_of(filled), "btc")
+    advance(steps, "Checking the copy")
+    with reading(filled, hidden(filled, "compacting")):
+        with pytest.raises(CompactionError, match="now: somebody reads it"):
+            run(steps)
+        assert snapshot(filled) == before
+        assert tables(filled) == UNTOUCHED
+
+
+@pytest.mark.usefixtures("hasty", "impatient")
+def test_a_table_that_equals_its_copy_goes_back_as_it_is(filled: Stack) -> None:
+    before = snapshot(filled)
+    advance(compact(settings_of(filled), "btc"), "Filling")
+    with reading(filled, hidden(filled, "compacting")):
+        run(resume(settings_of(filled), "btc"))
+        assert snapshot(filled) == before
+        assert blocks(filled) == 154
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_table_that_cannot_be_read_any_more_is_filled_from_its_copy(running: Stack) -> None:
+    fill(running, 100)
+    before = snapshot(running)
+    advance(compact(settings_of(running), "btc"), "Filling")
+    assert running.processes[0].stop() == 0
+    (data,) = running.data.glob("store/b7c/*/data.bin")
+    data.write_bytes(data.read_bytes()[:-1000] + bytes(1000))
+    running.clickhouse()
+    run(resume(settings_of(running), "btc"))
+    assert snapshot(running) == before
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_reader_of_the_copy_does_not_hold_it_up(filled: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FIRST_BLOCK_ROWS", 1)
+    before = snapshot(filled)
+    steps = compact(settings_of(filled), "btc")
+    advance(steps, "Checking mexc_data.btc")
+    with reading(filled, hidden(filled, "copied")):
+        run(steps)
+        assert tables(filled) == UNTOUCHED
+        assert snapshot(filled) == before
+
+
+@pytest.mark.parametrize("seen", ["with a copy of it", "without"])
+def test_resuming_beside_a_compaction_that_begins(filled: Stack, seen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It found the table, and what an earlier compaction has left; when it looks again, the table is set aside."""
+    before = snapshot(filled)
+    if seen == "with a copy of it":
+        filled.query(f"CREATE TABLE mexc_data.btc_copied_00c0ffee AS mexc_data.eth COMMENT '{before.token}'")
+    other = module._Compactor(settings_of(filled), "btc")
+    look = module.tables_of
+
+    def look_then_set_aside(client: Client, database: str, name: str) -> dict[str, str]:
+        found = look(client, database, name)
+        if name in found:
+            other._rename(other._full_name, other._aside)
+        return found
+
+    monkeypatch.setattr(module, "tables_of", look_then_set_aside)
+    with pytest.raises(BeingCompacted, match=r"^mexc_data.btc is being compacted by another process$"):
+        run(compact(settings_of(filled), "btc"))
+    monkeypatch.undo()
+    other._bring_back()
+    assert snapshot(filled) == before
+    assert tables(filled) == UNTOUCHED
 
 
 def test_an_insert_that_is_under_way_is_waited_for(filled: Stack) -> None:
@@ -398,7 +577,7 @@ def test_an_insert_that_is_under_way_is_waited_for(filled: Stack) -> None:
 def test_an_insert_that_does_not_end_keeps_it_from_beginning(filled: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(filled)
     monkeypatch.setattr(module, "_FENCE_TIMEOUT", 0.2)
-    finish = begin_statement(filled, "append mexc_data.btc of a collector")
+    finish = begin_statement(filled, "append mexc_data.btc of a collector", "eth")
     with pytest.raises(CompactionError, match="does not end"):
         run(compact(settings_of(filled), "btc"))
     finish([])

@@ -26,8 +26,9 @@ import pyarrow
 import pytest
 from clickhouse_cityhash.cityhash import CityHash128
 from clickhouse_driver import Client
+from clickhouse_driver.errors import ServerException
 
-from config import PROJECT, load_settings
+from config import PROJECT, SOL_CONFIG, load_settings
 from pipeline.collect.journal import Journal
 from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
 from pipeline.collect.table import Table
@@ -128,6 +129,8 @@ class Case:
         self.rows = self.original.rows_in(self.path)
         self.before = snapshot(self.path)
 
+    refused: bool
+    """Whether ClickHouse failed to read it before it was repaired; only of those with flipped bits."""
     after: Snapshot
     """Its files, repaired."""
     saved: int
@@ -160,7 +163,12 @@ class Lab:
         self.scattered = Original(self, "scattered")
         self.scattered.insert_blocks(9_000, per_block=1)
         self.scattered.insert([deal()])
-        for original in (self.mixed, self.compacted, self.scattered):
+        # So small that each of its bytes can be tried.
+        self.small = Original(self, "small")
+        self.small.insert([deal()])
+        self.small.insert_blocks(4, per_block=2)
+        self.small.insert([deal()])
+        for original in (self.mixed, self.compacted, self.scattered, self.small):
             original.finish()
         self.stop()
         self.definitions = next(stack.data.glob("store/*/*/mixed.sql")).parent
@@ -182,6 +190,16 @@ class Lab:
 
     def start(self) -> None:
         self.server = self.stack.clickhouse()
+
+    def try_to_read(self, cases: list[Case]) -> None:
+        self.start()
+        for case in cases:
+            try:
+                self.client.execute(f"SELECT {digest('0')} FROM d.`{case.name}`")
+                case.refused = False
+            except ServerException:
+                case.refused = True
+        self.stop()
 
     def repair_all(self) -> None:
         command = self.stack.run("ch_setup.py", "--repair", self.stack.data, "--yes")
@@ -260,6 +278,15 @@ def zeros(name: str, start: int = 0, size: int = 1 << 40) -> Tear:
         content = (path / name).read_bytes()
         end = min(start + size, len(content))
         (path / name).write_bytes(content[:start] + bytes(end - start) + content[end:])
+
+    return tear
+
+
+def flip(name: str, at: int, bit: int) -> Tear:
+    def tear(path: Path) -> None:
+        content = bytearray((path / name).read_bytes())
+        content[at] ^= 1 << bit
+        (path / name).write_bytes(content)
 
     return tear
 
@@ -356,10 +383,19 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """All cases: torn, repaired by one run of the command, opened by ClickHouse, written to and opened again."""
     with open_stack(tmp_path_factory.mktemp("lab")) as stack:
         lab = Lab(stack)
+        add_flips(lab)
+        lab.try_to_read(lab.group("flip "))
         add_cases(lab)
         lab.repair_all()
         lab.use_all()
         yield lab
+
+
+def add_flips(lab: Lab) -> None:
+    """Flip a bit of each byte of a table's two files of frames; ClickHouse starts in spite of that."""
+    for name, content in lab.small.contents.items():
+        for at in range(len(content)):
+            lab.add(f"flip {name} {at}", lab.small, flip(name, at, dice.randrange(8)))
 
 
 def add_cases(lab: Lab) -> None:
@@ -387,6 +423,8 @@ def add_cases(lab: Lab) -> None:
             lab.add(f"{original.name} {fifth}", original, cut(DATA, original.states[-1].data_size * fifth // 5))
     lab.add("sizes.json behind", mixed, write(SIZES, sizes_json(*mixed.states[-5][1:])))
     lab.add("compacted in LZ4", lab.compacted, all_of(compress_by_lz4, cut(DATA, -30_000)))
+    for at in range((lab.small.path / SIZES).stat().st_size):
+        lab.add(f"sizes {at}", lab.small, flip(SIZES, at, dice.randrange(8)))
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -409,6 +447,24 @@ def test_it_saves_all_before_zeros_anywhere(lab: Lab) -> None:
     assert [case.saved for case in cases] == [case.rows for case in cases]
     assert all(case.is_whole for case in cases)
     assert len({case.rows for case in cases}) > 30
+
+
+def test_what_clickhouse_refuses_is_found_and_what_is_repaired_is_read(lab: Lab) -> None:
+    cases = lab.group("flip ")
+    assert len(cases) > 1_000
+    found = [f"d.{case.name} is damaged" in lab.output for case in cases]
+    assert found == [case.refused for case in cases]
+    assert all(case.refused for case in cases), "each byte counts"
+    assert all(case.rows <= case.saved < lab.small.states[-1].rows for case in cases)
+    assert all(case.is_whole for case in cases)
+
+
+def test_a_bit_flipped_in_sizes_json_is_found_and_costs_no_row(lab: Lab) -> None:
+    cases = lab.group("sizes ")
+    assert len(cases) > 70
+    assert [case.name for case in cases if f"d.{case.name} is damaged" not in lab.output] == []
+    assert {case.saved for case in cases} == {lab.small.states[-1].rows}
+    assert all(case.is_whole for case in cases)
 
 
 def test_it_saves_what_came_before_the_damage_when_rows_came_after(lab: Lab) -> None:
@@ -628,6 +684,57 @@ def test_without_a_directory_it_takes_the_local_stacks(tmp_path: Path, monkeypat
     for name in ("live/clickhouse", "simulated/clickhouse", "simulated/journal"):
         (tmp_path / "local-data" / name).mkdir(parents=True)
     assert default_directories() == [tmp_path / "local-data" / name / "clickhouse" for name in ("live", "simulated")]
+
+
+# What a power loss amid ch_setup.py leaves
+
+
+@pytest.mark.parametrize("was_deleted", [False, True], ids=["made", "deleted"])
+def test_a_table_that_was_just_being_made_or_deleted_can_be_made_again(stack: Stack, was_deleted: bool) -> None:
+    server = stack.clickhouse()
+    stack.setup()
+    stack.query("INSERT INTO mexc_data.sol VALUES (now(), 'd', '1|2|1')")
+    stack.query("INSERT INTO mexc_data.eth VALUES (now(), 'd', '3|4|1')")
+    server.stop()
+    identity = SOL_CONFIG["uuid"]
+    path = stack.data / "store" / identity[:3] / identity
+    (statement,) = stack.data.glob("store/*/*/sol.sql")
+    if was_deleted:
+        dropped = stack.data / "metadata_dropped"
+        dropped.mkdir(exist_ok=True)
+        statement.rename(dropped / f"mexc_data.sol.{identity}.sql")
+    else:
+        statement.unlink()
+        shutil.rmtree(path)
+        path.mkdir()
+    server = stack.clickhouse()
+    refused = stack.run("ch_setup.py")
+    assert refused.wait() == 1
+    assert refused.lines[-1] == (
+        f"mexc_data.sol cannot be created, for its directory is there already, store/{identity[:3]}/{identity}:"
+        " a power loss has left it. Stop ClickHouse and run ch_setup.py --repair"
+    )
+    server.stop()
+    assert command(stack, stack.data, said="no\n")[0] == 1
+    assert path.exists()
+    code, said, _ = command(stack, stack.data, "--yes")
+    assert code == 0
+    assert f"store/{identity[:3]}/{identity} is left of a table that was being deleted or made\n" in said
+    stack.clickhouse()
+    stack.setup()
+    assert (stack.count("sol"), stack.count("eth")) == (0, 1)
+
+
+def test_a_directory_with_rows_that_no_table_has_is_left_alone(stack: Stack) -> None:
+    server = stack.clickhouse()
+    stack.setup()
+    stack.query("INSERT INTO mexc_data.sol VALUES (now(), 'd', '1|2|1')")
+    server.stop()
+    (statement,) = stack.data.glob("store/*/*/sol.sql")
+    statement.unlink()
+    assert command(stack, stack.data)[0] == 0
+    identity = SOL_CONFIG["uuid"]
+    assert (stack.data / "store" / identity[:3] / identity / DATA).stat().st_size > 0
 
 
 # With a collector's journal

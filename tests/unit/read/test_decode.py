@@ -50,7 +50,7 @@ def plain(row: Row, number: Callable[[Any], Any]) -> dict[str, Any]:
     if row.mt == "d":
         price, contracts, direction = fields
         side = {"1": "buy", "2": "sell"}[direction]
-        return decoded | {"price": number(price), "contracts": number(contracts), "side": side}
+        return decoded | {"price": number(price), "contracts": number(contracts), "coins": None, "side": side}
     if row.mt == "dp":
         for side, text in zip(("bid", "ask"), fields, strict=True):
             levels = [level for level in re.findall(r"\[([^,]*),([^\]]*)\]", text) if Decimal(level[1])]
@@ -257,6 +257,7 @@ def slow_candles(deals: list[dict[str, Any]], step_ms: int) -> list[dict[str, An
     for start, group in by_start.items():
         prices = [deal["price"] for deal in group]
         volume = [float(deal["contracts"]) for deal in group]
+        coins = [deal["coins"] for deal in group]
         paid = math.fsum(float(price) * size for price, size in zip(prices, volume, strict=True))
         traded = math.fsum(volume)
         made.append(
@@ -267,6 +268,7 @@ def slow_candles(deals: list[dict[str, Any]], step_ms: int) -> list[dict[str, An
                 "low": min(prices),
                 "close": prices[-1],
                 "contracts": sum(deal["contracts"] for deal in group),
+                "coins": None if None in coins else pytest.approx(sum(coins), rel=type(coins[0])("1e-12")),
                 "buy_contracts": sum(deal["contracts"] for deal in group if deal["side"] == "buy"),
                 "deals": len(group),
                 "vwap": pytest.approx(paid / traded, rel=1e-9) if traded else None,
@@ -332,8 +334,11 @@ def test_deals_of_one_millisecond_keep_their_order() -> None:
 
 def test_candles_of_deals_as_another_tool_writes_them() -> None:
     deals = decode_rows(SIMULATED["BTC_USDT"], "d")
+    deals = deals.select(["ts", "price", "contracts", "side"])  # as an older version had them
     other = pa.schema([("ts", pa.timestamp("ns", "UTC")), *[deals.field(n) for n in (1, 2)], ("side", pa.string())])
-    assert candles(deals.cast(other), "1s").equals(candles(deals, "1s"))
+    made = candles(deals.cast(other), "1s")
+    assert made.equals(candles(deals, "1s"))
+    assert made["coins"].null_count == len(made) > 0
 
 
 @both_kinds
@@ -349,6 +354,58 @@ def test_no_deals_give_no_candles_but_the_same_columns(exact: bool, number: type
 def test_an_interval_that_cannot_be_used_is_refused(interval: str | timedelta) -> None:
     with pytest.raises(ValueError, match="is no interval: give such as 1s"):
         candles(schema("d").empty_table(), interval)
+
+
+# Coins
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    ("size", "coins"),
+    [
+        ("0.0001", ["0.0001", "0.0003", "0.0013", "104.8576"]),
+        ("0.1", ["0.1", "0.3", "1.3", "104857.6"]),
+        ("1", ["1", "3", "13", "1048576"]),
+        ("100", ["100", "300", "1300", "104857600"]),
+        ("1E+2", ["100", "300", "1300", "104857600"]),
+        ("0.25", ["0.25", "0.75", "3.25", "262144"]),
+    ],
+)
+def test_coins_are_contracts_times_their_size(size: str, coins: list[str], exact: bool, number: type) -> None:
+    texts = [f"84055|{contracts}|1" for contracts in (1, 3, 13, 1 << 20)]
+    table = decode("d", [START] * 4, texts, exact=exact, contract_size=Decimal(size)).table
+    assert table.schema == schema("d", exact=exact)
+    assert table["coins"].to_pylist() == [number(each) for each in coins]
+
+
+@any_input
+@given(
+    contracts=st.lists(plain_numbers, min_size=1, max_size=5),
+    size=st.sampled_from(["0.0001", "0.1", "1", "3", "1000", "0.000000000000000001", "1E+16"]),
+)
+def test_coins_of_any_contracts_are_exact_or_none(contracts: list[str], size: str) -> None:
+    texts = [f"1|{each}|2" for each in contracts]
+    table = decode("d", [START] * len(texts), texts, exact=True, contract_size=Decimal(size)).table
+    with localcontext(prec=80):
+        expected = [Decimal(each) * Decimal(size) for each in contracts]
+        for found, right in zip(table["coins"].to_pylist(), expected, strict=True):
+            if right >= 10**16:
+                assert found is None
+            else:
+                assert abs(found - right) <= Decimal("0.5e-18")  # which is all that the type holds
+
+
+@both_kinds
+def test_a_candle_has_the_coins_of_its_deals_if_each_of_them_is_known(exact: bool, number: type) -> None:
+    rows = [row for row in SIMULATED["ETH_USDT"] if row.mt == "d"]
+    times, texts = [row.ts_ms for row in rows], [row.m for row in rows]
+    known = decode("d", times, texts, exact=exact, contract_size=Decimal("0.01")).table
+    assert candles(known, "10s").to_pylist() == slow_candles(known.to_pylist(), 10_000)
+    unknown = decode("d", times[:1], texts[:1], exact=exact).table
+    first, *others = candles(pa.concat_tables([unknown, known]), "10s")["coins"].to_pylist()
+    assert first is None
+    assert others
+    assert None not in others
 
 
 # Books

@@ -25,12 +25,18 @@ LIMITS = {"tickers": 30_000, "depth": 10_000}
 Rows = list[tuple[int, str, str]]
 
 
+def state_of(mt: str, m: str) -> int:
+    """Return what ClickHouse says of a ticker's last price and open interest, as far as tests tell them apart."""
+    fields = m.split("|")
+    return hash((fields[0], fields[3])) & (1 << 32) - 1 if mt == "t" and len(fields) == 5 and fields[3] else 0
+
+
 def scanned(rows: Rows, cuts: Sequence[int] = (), start: int | None = None, end: int | None = None) -> SymbolQuality:
     """Return what the scan makes of `rows`, given to it in batches that end where `cuts` are."""
     scan = Scan("BTC_USDT", T0 + 10**9)
     places = [0, *sorted(cut % (len(rows) + 1) for cut in cuts), len(rows)]
     for here, there in pairwise(places):
-        batch = [(ts, hash(m) & (1 << 64) - 1, NUMBERS[mt], 0) for ts, mt, m in rows[here:there]]
+        batch = [(ts, hash(m) & (1 << 64) - 1, NUMBERS[mt], 0, state_of(mt, m)) for ts, mt, m in rows[here:there]]
         scan.add(np.array(batch, quality._ROW), [m.encode() for _, _, m in rows[here:there]])
     found = SymbolQuality("BTC_USDT", "btc")
     scan.report(found, (start, end), now_ms=T0 + 10**9)
@@ -64,13 +70,14 @@ def slow_length(gaps: list[tuple[str, int, int]]) -> int:
     return sum(there - here for here, there in pairwise(edges) if any(a <= here and there <= b for _, a, b in gaps))
 
 
-def slow_channel(rows: Rows, start: int, end: int) -> dict[str, Any]:
-    """Return what is to be found of the rows of one channel."""
+def slow_channel(rows: Rows, start: int, end: int, gaps: list[tuple[int, int]]) -> dict[str, Any]:
+    """Return what is to be found of the rows of one channel, where these gaps are."""
     times = [ts for ts, _, _ in rows]
     behind = [max(times[: at + 1]) - ts for at, ts in enumerate(times)]
     minutes = {m: len(list(same)) for m, same in groupby(sorted(ts // 60_000 * 60 for ts in times))}
     full = range(-(-start // 60_000) * 60, end // 60_000 * 60, 60)
-    counts = [minutes.get(minute, 0) for minute in full] if len(full) >= 3 else []
+    whole = [minute for minute in full if not any(a < (minute + 60) * 1000 and minute * 1000 < b for a, b in gaps)]
+    counts = [minutes.get(minute, 0) for minute in whole] if len(whole) >= 3 else []
     return {
         "rows": len(rows),
         "first_ms": min(times, default=None),
@@ -117,9 +124,13 @@ def test_it_finds_what_a_plain_version_finds(rows: Rows, cuts: list[int], is_bou
         assert found.problem == "there are no rows"
         return
     gaps = []
+    filled_in, live = slow_filled_in(rows)
     for mt, name, channel in zip(("t", "d", "dp"), ("tickers", "deals", "depth"), found.channels, strict=True):
         of_channel = [row for row in rows if row[1] == mt]
-        expected = slow_channel(of_channel, start, end)
+        silent = slow_gaps(
+            [row[0] for row in of_channel] if name in LIMITS else live, LIMITS.get(name, 10_000), start, end
+        )
+        expected = slow_channel(of_channel, start, end, silent)
         duplicates = expected.pop("duplicates")
         assert_finding(channel.out_of_order, expected.pop("out_of_order"))
         if channel.duplicates is not None:
@@ -128,11 +139,9 @@ def test_it_finds_what_a_plain_version_finds(rows: Rows, cuts: list[int], is_bou
         assert {name: getattr(channel, name) for name in expected} == expected
         assert list(channel.by_minute) == sorted(channel.by_minute)
         if name in LIMITS:
-            silent = slow_gaps([row[0] for row in of_channel], LIMITS[name], start, end)
             gaps += [(name, *each) for each in silent]
     if start < end:
         assert found.coverage == pytest.approx(100 - 100 * slow_length(gaps) / (end - start))
-    filled_in, live = slow_filled_in(rows)
     gaps += [("all", *each) for each in slow_gaps(live, 10_000, start, end)]
     assert sorted((each.channel, each.start_ms, each.end_ms) for each in found.gaps) == sorted(gaps)
     assert [each.start_ms for each in found.gaps] == sorted(each.start_ms for each in found.gaps)
@@ -200,7 +209,7 @@ def test_what_is_missing_at_the_ends_counts_only_where_a_time_was_asked_for() ->
 def test_what_is_yet_to_come_is_not_missing() -> None:
     rows = merged(every(1, "t", 0, 60), every(1, "dp", 0, 60))
     scan = Scan("BTC_USDT", T0 + 10**9)
-    scan.add(np.array([(ts, 0, NUMBERS[mt], 0) for ts, mt, _ in rows], quality._ROW), [b""] * len(rows))
+    scan.add(np.array([(ts, 0, NUMBERS[mt], 0, 0) for ts, mt, _ in rows], quality._ROW), [b""] * len(rows))
     for end in (None, T0 + 10**9):
         found = SymbolQuality("BTC_USDT", "btc")
         scan.report(found, (T0, end), now_ms=T0 + 65_000)
@@ -212,10 +221,16 @@ def test_rows_a_minute_need_three_full_minutes() -> None:
     tickers, _, depth = scanned(rows).channels
     assert (tickers.median_per_minute, tickers.min_per_minute, depth.median_per_minute) == (None, None, None)
     assert "n/a" in as_text(scanned(rows))
-    rows = merged(every(1, "t", 30, 130), every(1, "t", 180, 250))
+    rows = merged(every(1, "t", 30, 130), every(1, "t", 140, 250))
     tickers, deals, _ = scanned(rows).channels
-    assert (tickers.median_per_minute, tickers.min_per_minute) == (60, 11)
+    assert (tickers.median_per_minute, tickers.min_per_minute) == (60, 51)
     assert (deals.median_per_minute, deals.min_per_minute) == (0, 0)
+
+
+def test_rows_a_minute_are_those_of_minutes_without_a_gap() -> None:
+    rows = merged(*(every(1, mt, *times) for mt in ("t", "d", "dp") for times in ((0, 250), (990, 1200))))
+    for channel in scanned(rows).channels:
+        assert (channel.median_per_minute, channel.min_per_minute) == (60, 60)
 
 
 # Reconnects
@@ -230,7 +245,7 @@ def test_silence_of_all_channels_is_a_reconnect_with_the_deals_filled_in() -> No
     assert gap("all", 60, 75) in found.gaps
     assert found.channels[1].out_of_order.count == 7
     assert found.channels[1].worst_seconds == 18  # the deals of second 79 are before it
-    assert "no market data for 15.0 s, 7 deals filled in" in as_text(found)
+    assert "no market data for 15.0 s, 7 deals filled in or late" in as_text(found)
 
 
 def test_a_short_cut_shows_by_the_deals_filled_in() -> None:
@@ -253,6 +268,109 @@ def test_deals_a_little_out_of_order_are_no_reconnect() -> None:
     found = scanned(rows)
     assert not found.reconnects
     assert (found.channels[1].out_of_order.count, found.channels[1].worst_seconds) == (1, 1)
+
+
+# Minutes with trades and no deal
+
+
+def ticker(second: float, last: float = 84055, held: int | str = 546882118) -> tuple[int, str, str]:
+    return T0 + round(1000 * second), "t", f"{last}|84063.8|84060.1|{held}|0.00007200"
+
+
+def deal(second: float) -> tuple[int, str, str]:
+    return T0 + round(1000 * second), "d", "84055|1|1"
+
+
+def without_deals(*rows: tuple[int, str, str]) -> list[int]:
+    """Return the minutes with trades and no deal, in seconds from T0, where there are deals at 0 and 300 seconds."""
+    return [second - T0 // 1000 for second in scanned([deal(0), *rows, deal(300)]).minutes_without_deals]
+
+
+@pytest.mark.parametrize(
+    ("after", "is_found"),
+    [
+        (ticker(100, last=84056), True),
+        (ticker(100, held=546882119), True),
+        (ticker(100), False),
+        (ticker(100, held=""), False),  # MEXC sent none: nothing is known
+        (ticker(115, last=84056), True),
+        (ticker(115.001, last=84056), False),  # the deal may be of the next minute by its own time
+        (ticker(130, last=84056), False),
+    ],
+)
+def test_a_minute_whose_tickers_show_a_trade_has_a_deal_missing(after: tuple[int, str, str], is_found: bool) -> None:
+    assert without_deals(ticker(65), after) == ([60] if is_found else [])
+
+
+@pytest.mark.parametrize(
+    ("second", "is_found"), [(54.999, True), (55, False), (90, False), (124.999, False), (125, True)]
+)
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_deal_near_the_minute_is_its_deal(second: float, is_found: bool, is_late: bool) -> None:
+    rows = [ticker(70), ticker(80, last=1)]
+    rows = [*rows, ticker(200), deal(second)] if is_late else [deal(second), *rows]
+    assert without_deals(*rows) == ([60] if is_found else [])
+
+
+def test_what_changes_before_the_inner_part_of_a_minute_does_not_count() -> None:
+    assert without_deals(ticker(64.9), ticker(70, last=1)) == []
+    assert without_deals(ticker(10), ticker(70, last=1)) == []
+
+
+def test_a_ticker_that_came_late_shows_no_trade() -> None:
+    rows = [ticker(70, last=2), ticker(68, last=1), ticker(72, last=2), ticker(74, held=""), ticker(76, last=3)]
+    assert without_deals(*rows) == []
+
+
+def test_minutes_that_were_not_examined_with_what_is_around_them_do_not_count() -> None:
+    rows = [row for minute in range(5) for row in (ticker(60 * minute + 10), ticker(60 * minute + 20, last=1))]
+    assert [second - T0 // 1000 for second in scanned(rows).minutes_without_deals] == [60, 120, 180]
+    bounded = scanned(rows, start=T0 + 55_001, end=T0 + 185_000).minutes_without_deals
+    assert [second - T0 // 1000 for second in bounded] == [120]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(ticker, st.integers(0, 400), st.sampled_from([1.0, 2.0]), st.sampled_from([7, 8, ""])),
+            st.builds(deal, st.integers(0, 400)),
+        )
+    ),
+    st.lists(st.integers(0, 50), max_size=5),
+)
+def test_minutes_without_deals_are_those_of_a_plain_version(rows: Rows, cuts: list[int]) -> None:
+    tickers: Rows = []
+    for row in rows:
+        if row[1] == "t" and (not tickers or row[0] >= tickers[-1][0]):
+            tickers.append(row)
+    times = [ts for ts, _, _ in rows]
+    expected = []
+    for minute in range(T0, T0 + 480_000, 60_000):
+        inner = [row for row in tickers if 5_000 <= row[0] - minute <= 55_000]
+        states = [state_of("t", m) for _, _, m in inner]
+        traded = any(before and after and before != after for before, after in pairwise(states))
+        near = any(mt == "d" and minute - 5_000 <= ts < minute + 65_000 for ts, mt, _ in rows)
+        if traded and not near and min(times) <= minute - 5_000 and minute + 65_000 <= max(times):
+            expected.append(minute // 1000)
+    assert scanned(rows, cuts).minutes_without_deals == expected
+
+
+def test_minutes_without_deals_are_told_with_examples() -> None:
+    rows = [row for minute in range(12) for row in (ticker(60 * minute + 10), ticker(60 * minute + 20, last=1))]
+    found = scanned(rows)
+    assert verdict(found).endswith(", 10 minutes with trades and no deal")
+    times = [iso(T0 + 60_000 * minute) for minute in range(1, 5)]
+    assert (
+        f"  deals: 10 minutes with trades and no deal: {', '.join(times[:3])} and 7 more; --json has all"
+        in as_text(found).splitlines()
+    )
+    assert as_json(found)["minutes_without_deals"][:4] == times
+    found.minutes_without_deals = found.minutes_without_deals[:1]
+    assert f"deals: 1 minute with trades and no deal: {times[0]}\n" in as_text(found)
+    found.minutes_without_deals = []
+    assert "  deals: no minute with trades and no deal" in as_text(found).splitlines()
+    assert "no deal" not in verdict(found)
 
 
 # Dead letters
@@ -419,9 +537,37 @@ def test_a_time_is_utc_unless_it_says_else(text: str, time: datetime) -> None:
     assert parse_time(text).tzinfo is UTC
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"])
+NOW = datetime(2026, 11, 1, 12, 30, 15, 125_000, UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("today", datetime(2026, 11, 1, tzinfo=UTC)),
+        (" Yesterday", datetime(2026, 10, 31, tzinfo=UTC)),
+        ("-24h", NOW - timedelta(hours=24)),
+        ("-90s", NOW - timedelta(seconds=90)),
+        ("-5m", NOW - timedelta(minutes=5)),
+        ("-7d", NOW - timedelta(days=7)),
+    ],
+)
+def test_a_time_can_be_named_from_now(text: str, time: datetime) -> None:
+    assert parse_time(text, NOW) == time
+    assert abs(parse_time("-1h") - (datetime.now(UTC) - timedelta(hours=1))) < timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "tomorrow", "24h", "-h", "-1.5h", "-9999999d", f"-{'9' * 5000}d"),
+        *("2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"),
+    ],
+)
 def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or"):
+    with pytest.raises(
+        ValueError,
+        match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or 2026-10-01T13:30:00, yesterday or -24h",
+    ):
         parse_time(text)
 
 

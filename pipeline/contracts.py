@@ -1,0 +1,69 @@
+"""What a symbol is traded in: by config.py, else as MEXC said when a collector of it first asked.
+
+In: MEXC's REST ``contract/detail``. Out: sizes and units, and a line where MEXC's are others than config.py's. What was
+asked for a symbol that config.py does not know is kept beside the journals, for whoever reads the archive on the same
+machine. Promise: whatever REST answers, nothing fails for it.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from config import PROJECT, Contract, Settings, SymbolConfig
+from pipeline.rest import Rest, RestError
+
+_FIELDS = {"size": "contractSize", "price_unit": "priceUnit", "volume_unit": "volUnit"}
+UNKNOWN = 1001
+"""MEXC's code for a contract that does not exist."""
+
+
+def known_contract(settings: Settings, config: SymbolConfig) -> Contract | None:
+    """Return the contract of a symbol, without asking anybody; None where it is not known here."""
+    if config["contract"]:
+        return config["contract"]
+    with suppress(OSError, ValueError, KeyError, InvalidOperation, TypeError):
+        kept = json.loads(_path(settings, config).read_text())
+        return _contract({field: kept[name] for name, field in _FIELDS.items()})
+    return None
+
+
+def check_contract(rest: Rest, settings: Settings, config: SymbolConfig) -> str:
+    """Ask MEXC for the contract of a symbol; return a line where that is news, and keep it where it was not known."""
+    symbol = config["symbol"]
+    try:
+        found = _contract(rest.get("/api/v1/contract/detail", symbol=symbol))
+    except RestError as error:
+        return f"MEXC does not know {symbol}: {error}" if error.code == UNKNOWN else ""
+    except (ValueError, KeyError, TypeError, InvalidOperation):
+        return f"{symbol}: MEXC's answer on its contract cannot be used"
+    ours = config["contract"]
+    if ours and ours != found:
+        changes = (
+            f"{_FIELDS[name]} is {there:f}, not {here:f}"
+            for name, here, there in zip(Contract._fields, ours, found, strict=True)
+            if here != there
+        )
+        return f"WARNING: MEXC has changed the contract of {symbol}: {', '.join(changes)}; see config.py"
+    if not ours:
+        path = _path(settings, config)
+        with suppress(OSError):
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps({name: f"{value:f}" for name, value in zip(found._fields, found, strict=True)}))
+            new.replace(path)
+    return ""
+
+
+def _contract(detail: Any) -> Contract:
+    """Return what an answer says. Raises ValueError, KeyError, TypeError, InvalidOperation where it does not."""
+    numbers = [Decimal(detail[field]) for field in _FIELDS.values()]
+    if not all(number.is_finite() and number > 0 and abs(number.adjusted()) < 30 for number in numbers):
+        raise ValueError("a contract has positive sizes")
+    return Contract(*numbers)
+
+
+def _path(settings: Settings, config: SymbolConfig) -> Path:
+    return PROJECT / settings.journal_dir / f"{config['table_name']}.contract.json"
