@@ -61,7 +61,7 @@ class Gaps:
         if self._unfilled_since is None and (deals := self._journal.newest_deals(LISTED)):
             # They are not in the order of their times, so one from before the newest may be missing. Which were kept
             # before the oldest is not known.
-            times = [event_ms for event_ms, _, _ in deals]
+            times = [event_ms or ts_ms for event_ms, _, _, ts_ms in deals]
             self._unfilled_since = max(max(times) - _OVERLAP_MS, min(times))
 
     def data_came(self, ts_ms: int) -> None:
@@ -111,7 +111,7 @@ class Gaps:
         """Return what can be said of the list: whether it covers all from `since` to `until`."""
         if not listed:
             return "MEXC lists none"
-        newest = max((event_ms for event_ms, _, _ in self._journal.newest_deals(LISTED)), default=0)
+        newest = max((event_ms for event_ms, _, _, _ in self._journal.newest_deals(LISTED)), default=0)
         if listed[-1].ts_ms < min(newest, until):
             return _BEHIND
         if len(listed) < LISTED or listed[0].ts_ms < since:

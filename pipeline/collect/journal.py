@@ -129,13 +129,13 @@ class Journal:
         with self._lock:
             self._guarded(lambda: self._append(rows, received_us))
 
-    def newest_deals(self, limit: int) -> list[tuple[int, str, int]]:
-        """Return `(event_ms, m, id)` of the newest deals that are kept here, the newest last.
+    def newest_deals(self, limit: int) -> list[tuple[int, str, int, int]]:
+        """Return `(event_ms, m, id, ts_ms)` of the newest deals that are kept here, the newest last.
 
-        Of those from a version that did not keep it, the time is that of the frame that brought it, a little later.
+        Of those from a version that did not keep `event_ms`, that is 0: it was a little before `ts_ms`.
         """
         with self._lock:
-            query = "SELECT iif(event, event, ts), m, id FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT ?"
+            query = "SELECT event, m, id, ts FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT ?"
             return self._query(query, limit)[::-1]
 
     def newest_time(self) -> int | None:

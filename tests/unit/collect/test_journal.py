@@ -376,8 +376,8 @@ def test_the_newest_deals_and_the_newest_market_data(journal: Journal) -> None:
     assert (journal.newest_deals(5), journal.newest_time()) == ([], None)
     journal.append([(4, "dl", "?", 0, 0), (5, "d", "1", 7, 3), (6, "d", "2", 0, 4), (7, "t", "t", 0, 0)])
     journal.append([(8, "dl", "?", 0, 0)])
-    assert journal.newest_deals(5) == [(3, "1", 7), (4, "2", 0)]
-    assert journal.newest_deals(1) == [(4, "2", 0)]
+    assert journal.newest_deals(5) == [(3, "1", 7, 5), (4, "2", 0, 6)]
+    assert journal.newest_deals(1) == [(4, "2", 0, 6)]
     assert journal.newest_time() == 7
 
 
@@ -420,7 +420,7 @@ def test_a_journal_of_the_version_before_is_converted(path: Path) -> None:
     assert opened.seqs()[-1] > 10**15
     assert opened.position.go_back(50) == 20, "those before 101 are gone"
     assert (opened.position.rows, opened.position.waiting) == (70, 31)
-    assert opened.journal.newest_deals(2)[0] == (1_788_335_242_030, "77030|30|1", 16270106030)
+    assert opened.journal.newest_deals(2)[0] == (0, "77030|30|1", 16270106030, 1_788_335_242_030)
     opened.journal.close()
 
 

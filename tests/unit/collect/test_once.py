@@ -123,3 +123,12 @@ def test_a_deal_that_came_does_not_stand_for_one_that_was_filled_in(journal: Jou
     assert once.keep([came], 0, 2, in_front=False) == 1
     assert once.keep([filled], 0, 1) == 1
     assert stored(journal) == ["1|1|1", "1|1|1"]
+
+
+def test_deals_of_a_journal_of_before_are_told_by_the_time_of_their_frame(journal: Journal, once: Once) -> None:
+    journal.append([(T + 400, "d", "1|1|1", 7, 0), (T + 400, "d", "2|1|1", 8, 0)])
+    listed = [
+        Row(T + t, "d", m, 0, T + t) for t, m in ((350, "1|1|1"), (350, "1|1|1"), (390, "2.0|1|1"), (450, "2|1|1"))
+    ]
+    assert once.fill(listed, 0) == 2
+    assert stored(journal) == ["1|1|1", "2|1|1", "1|1|1", "2|1|1"]
