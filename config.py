@@ -146,7 +146,11 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
-    return replace(settings, journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir))
+    return replace(
+        settings,
+        journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir),
+        klines_dir=_expand_home("KLINES_DIR", settings.klines_dir),
+    )
 
 
 def check_identifier(what: str, name: str) -> None:

@@ -24,6 +24,7 @@ from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, fin
 from pipeline.human import human_size, many
 from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
+from pipeline.times import parse_time, with_times_joined
 
 
 def main() -> int:
@@ -48,7 +49,7 @@ def main() -> int:
         action="store_true",
         help="candles of whole minutes: where there are no deals, MEXC's own bars, and a column that says so",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
     if options.start and options.end and options.start >= options.end:
         parser.error(f"--from {options.start} is not before --to {options.end}, which is the day after the last")
     if options.interval and options.type != "candles":
@@ -84,9 +85,12 @@ def main() -> int:
 
 def _day(text: str) -> date:
     try:
-        return date.fromisoformat(text)
+        moment = parse_time(text)
+        if text.strip().startswith("-"):
+            return moment.date()  # the day it was
+        return date.fromisoformat(text) if text[:1].isdigit() else moment.date()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no date: give such as 2026-10-01") from None
+        raise argparse.ArgumentTypeError(f"{text} is no date: give such as 2026-10-01, yesterday or -7d") from None
 
 
 def chosen(names: Sequence[str]) -> list[SymbolConfig]:

@@ -6,8 +6,9 @@ as a page; with --max-age, only whether new rows come; with --watch, a live view
 be wrong here, whatever runs.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
-cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or --audit, and
-more contracts are missing than --audit-tolerance allows. With --doctor, 1 is that something is wrong.
+cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or
+--fail-on-gaps, and there are some; or --audit, and more contracts are missing than --audit-tolerance allows. With
+--doctor, 1 is that something is wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.storage import Storage, TableStorage, advice, survey
-from pipeline.times import from_ms, parse_time
+from pipeline.times import from_ms, parse_time, with_times_joined
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
     from pipeline.read.audit import SymbolAudit
@@ -96,6 +97,11 @@ def parse_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
     add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
+    add(
+        "--fail-on-gaps",
+        action="store_true",
+        help="exit with 3 if --quality finds a gap, or minutes without their deals",
+    )
     add("--audit", action="store_true", help="compare the deals with MEXC's own one-minute klines, by REST")
     add(
         "--audit-tolerance",
@@ -120,12 +126,14 @@ def parse_options() -> argparse.Namespace:
     )
     add("--watch", type=_seconds, nargs="?", const=_WATCH_EVERY, metavar="SECONDS", help="show it live until Ctrl-C")
     add("--doctor", action="store_true", help="look at everything that may be wrong, and say what to do")
-    options = parser.parse_args()
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
     others = (options.json, options.quality, options.audit, options.html, options.start, options.end, options.max_age)
     if options.watch is not None and any(others):
         parser.error("--watch goes with no other option")
     if (options.start or options.end) and not (options.quality or options.audit or options.html):
         parser.error("--from and --to go with --quality, --audit or --html")
+    if options.fail_on_gaps and not options.quality:
+        parser.error("--fail-on-gaps goes with --quality")
     if options.audit_tolerance is not None and not options.audit:
         parser.error("--audit-tolerance goes with --audit")
     if options.doctor and (any(others) or options.watch is not None):
@@ -177,6 +185,7 @@ class Reports:
         self._options, self._settings = options, settings
         timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
+        self._asked_at = datetime.now(UTC)
         self._answer: dict[str, Any] = {}  # for --json
         self.said: list[tuple[str, bool]] = []
         """What is to be printed, each with whether it is trouble, for stderr."""
@@ -240,6 +249,10 @@ class Reports:
 
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
         self._say("\n\n".join(map(as_text, self._quality)))
+        if self._options.fail_on_gaps and any(
+            symbol.uncovered or symbol.minutes_without_deals for symbol in self._quality
+        ):
+            return 3
         return 0 if any(symbol.rows for symbol in self._quality) else 1
 
     def _report_audit(self) -> int:
@@ -293,7 +306,7 @@ class Reports:
         }
         path = self._options.html
         audits = self._audit if self._options.audit else ()
-        page = render(self._storage, self._quality, prices, datetime.now(UTC), self._settings.compact_blocks, audits)
+        page = render(self._storage, self._quality, prices, self._asked_at, self._settings, audits)
         try:
             replace_file(path, page)
         except OSError as error:

@@ -60,7 +60,7 @@ def check_contract(rest: Rest, settings: Settings, config: SymbolConfig) -> str:
 def _contract(detail: Any) -> Contract:
     """Return what an answer says. Raises ValueError, KeyError, TypeError, InvalidOperation where it does not."""
     numbers = [Decimal(detail[field]) for field in _FIELDS.values()]
-    if not all(number.is_finite() and number > 0 for number in numbers):
+    if not all(number.is_finite() and number > 0 and abs(number.adjusted()) < 30 for number in numbers):
         raise ValueError("a contract has positive sizes")
     return Contract(*numbers)
 

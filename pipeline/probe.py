@@ -2,16 +2,19 @@
 
     python3 -m pipeline.probe       as JSON; `verif.py --doctor` runs it in each container
 
-In: the settings. Out: for each way, "" or why not. Promise: it takes at most some seconds, whatever does not answer.
+In: the settings. Out: for each way, "" or why not. Promise: it takes some seconds at most, whatever happens.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
 import websocket
@@ -19,7 +22,10 @@ import websocket
 from config import Settings, load_settings
 from pipeline.rest import Rest, RestError
 
-_TIMEOUT = 4.0  # seconds, for each way
+_T = TypeVar("_T")
+
+_TIMEOUT = 4.0  # seconds, for each answer
+_LONGEST = 6.0  # seconds; to look up a name can take far longer where no name server answers, and knows no timeout
 _ADDRESS_URL = "https://ipinfo.io/ip"
 
 
@@ -37,9 +43,32 @@ class Reached:
 
 
 def probe(settings: Settings) -> Reached:
-    """Try each way once."""
-    failed, clock = _websocket(settings.mexc_ws_url)
-    return Reached(_dns(settings.mexc_ws_url), _rest(settings), failed, clock, _address())
+    """Try each way once, all at the same time."""
+    late = f"no answer within {_LONGEST:.0f} s"
+    deadline = time.monotonic() + _LONGEST
+    dns = _Try(lambda: _dns(settings.mexc_ws_url), late)
+    rest = _Try(lambda: _rest(settings), late)
+    pushes = _Try[tuple[str, float | None]](lambda: _websocket(settings.mexc_ws_url), (late, None))
+    address = _Try(_address, "")
+    failed, clock = pushes.result(deadline)
+    return Reached(dns.result(deadline), rest.result(deadline), failed, clock, address.result(deadline))
+
+
+class _Try(Generic[_T]):
+    """What `function` returns, or `late` if it does not in time: it is left alone then, and ends with the process."""
+
+    def __init__(self, function: Callable[[], _T], late: _T) -> None:
+        self._function, self._found = function, late
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def result(self, deadline: float) -> _T:
+        """Return what there is at `deadline`, on the monotonic clock, or before."""
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        return self._found
+
+    def _run(self) -> None:
+        self._found = self._function()
 
 
 def _dns(url: str) -> str:

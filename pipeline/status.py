@@ -43,6 +43,11 @@ class Status:
     """Since the newest push of each channel, or since the start where none came."""
 
 
+def stale_after(settings: Settings) -> float:
+    """Return the seconds after which a table that gets no new rows is in trouble, whoever tells it."""
+    return settings.stale_timeout + settings.flush_interval
+
+
 def status_path(settings: Settings, table_name: str) -> Path:
     """Return where the collector of a table leaves its status."""
     return PROJECT / settings.journal_dir / f"{table_name}{STATUS_SUFFIX}"
@@ -57,6 +62,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     except (OSError, ValueError, TypeError) as error:
         return False, f"{path} cannot be read: {error}"
     age = now - status.written
+    if age < -_MAX_AGE:
+        return False, f"the collector last reported {-age:.0f} s in the future: it is not running, the clock went back"
     if age > _MAX_AGE:
         return False, f"the collector has not reported for {age:.0f} s: it is stuck or not running, or the disk is full"
     if status.journal_full:
@@ -68,7 +75,7 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
         return False, f"{'; '.join(status.trouble)}; {status.waiting} rows wait"
     if status.being_compacted:
         return True, f"its table is being compacted, {status.waiting} rows wait"
-    if status.stuck_for > settings.stale_timeout + settings.flush_interval:
+    if status.stuck_for > stale_after(settings):
         waiting = f"{status.waiting} rows wait, safe in the journal"
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
     if status.market_age > settings.stale_timeout:

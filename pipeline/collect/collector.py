@@ -91,6 +91,7 @@ class _Collector:
         self._heartbeat = Heartbeat(settings, self._table_name, position)
         give_up = partial(self._end, EXIT_ERRORS)
         self._intake = Intake(config, settings, journal, self._stats, self._heartbeat, say, give_up)
+        self._beat()
         self._signals = 0
         self._exit_code = EXIT_STOPPED
         self._last_words = ""
@@ -201,13 +202,7 @@ class _Collector:
             now = time.monotonic()
             if now - last_sync >= _SYNC:
                 self._sync()
-                self._heartbeat.beat(
-                    journal_full=self._intake.journal_full,
-                    being_compacted=self._stripelog.compaction.under_way,
-                    connections_down=self._settings.connections - self._intake.up,
-                    trouble=self._intake.trouble(),
-                    channel_ages=self._intake.channel_ages(),
-                )
+                self._beat()
                 last_sync = now
             if now - last_block >= self._settings.stats_interval:
                 self._say(self._stats.block(now - last_block, self._journal.waiting, self._intake.up))
@@ -215,9 +210,20 @@ class _Collector:
         self._ending.set()
         return last_block
 
+    def _beat(self) -> None:
+        self._heartbeat.beat(
+            journal_full=self._intake.journal_full,
+            being_compacted=self._stripelog.compaction.under_way,
+            connections_down=self._settings.connections - self._intake.up,
+            trouble=self._intake.trouble(),
+            channel_ages=self._intake.channel_ages(),
+        )
+
     def _sync(self) -> None:
         try:
             self._journal.sync()
+        except JournalError as error:
+            self._end(EXIT_ERRORS, str(error))
         except OSError as error:
             self._failed("failed sync", f"The journal cannot be put on the disk for good: {error}")
 

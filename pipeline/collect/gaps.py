@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from pipeline.collect.errors import JournalFull
+from pipeline.collect.errors import JournalError, JournalFull
 from pipeline.collect.journal import Journal
 from pipeline.collect.once import Once
 from pipeline.messages import Row, parse_deals
@@ -52,7 +52,8 @@ class Gaps:
         """
         self._silent_since = self._journal.newest_time()
         self._least_gap_ms = _UNNOTICED_MS if others_up else 0
-        self.deals_stopped()
+        if not (others_up and self._until is not None):  # else the others bring all from there on
+            self.deals_stopped()
 
     def deals_stopped(self) -> None:
         """Note where a gap in the deals began, with the newest of them; they may have stopped before all else did."""
@@ -60,7 +61,7 @@ class Gaps:
         if self._unfilled_since is None and (deals := self._journal.newest_deals(LISTED)):
             # They are not in the order of their times, so one from before the newest may be missing. Which were kept
             # before the oldest is not known.
-            times = [event_ms for event_ms, _, _ in deals]
+            times = [event_ms or ts_ms for event_ms, _, _, ts_ms in deals]
             self._unfilled_since = max(max(times) - _OVERLAP_MS, min(times))
 
     def data_came(self, ts_ms: int) -> None:
@@ -95,7 +96,7 @@ class Gaps:
                 filled += self._once.fill(
                     [deal for deal in listed if since <= deal.ts_ms <= until], time.time_ns() // 1000
                 )
-            except (RestError, JournalFull, ValueError) as error:
+            except (RestError, JournalFull, JournalError, ValueError) as error:
                 again = "; asking again" if tries_left else ""
                 self._say(f"{self._symbol}: missed deals cannot be filled in: {error}{again}")
             else:
@@ -110,7 +111,7 @@ class Gaps:
         """Return what can be said of the list: whether it covers all from `since` to `until`."""
         if not listed:
             return "MEXC lists none"
-        newest = max((event_ms for event_ms, _, _ in self._journal.newest_deals(LISTED)), default=0)
+        newest = max((event_ms for event_ms, _, _, _ in self._journal.newest_deals(LISTED)), default=0)
         if listed[-1].ts_ms < min(newest, until):
             return _BEHIND
         if len(listed) < LISTED or listed[0].ts_ms < since:

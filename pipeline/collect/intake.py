@@ -134,8 +134,9 @@ class Intake:
     def dropped(self, connection: _Connection, line: str) -> None:
         """Note that a connection ended."""
         with self._lock:
+            if connection.is_up:  # it is not where it ended before all subscriptions were sent
+                self._stats.connection(is_up=False)
             connection.is_up = False
-            self._stats.connection(is_up=False)
             self.failed(connection, "dropped connection", line)
 
     def deals_stopped(self) -> None:

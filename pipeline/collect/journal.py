@@ -35,6 +35,7 @@ VERSION = 1
 """Of the schema, as PRAGMA user_version has it; 0 is that of the journals before there were seqs."""
 
 _TRIM_EVERY = 1_000  # rows; deleting them one by one would cost as much as writing them
+_AT_ONCE = 10_000  # most rows, and pages, to delete and give back in one go: the feed has to wait meanwhile
 _PAGE = 2_048  # bytes; each row costs the log a page, and most rows are smaller than this
 _SPARE_PAGES = 1_000  # 2 MB that the file keeps free, so that it does not shrink and grow all day
 _WAL_PAGES = 4_000  # 8 MB of log between two checkpoints
@@ -102,6 +103,7 @@ class Journal:
         self._arrived = threading.Condition(self._lock)
         self._positions: dict[str, Position] = {}
         self._is_open = False
+        self._lost = ""  # why nothing can be done any more
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             finish_salvage(path)
@@ -127,13 +129,13 @@ class Journal:
         with self._lock:
             self._guarded(lambda: self._append(rows, received_us))
 
-    def newest_deals(self, limit: int) -> list[tuple[int, str, int]]:
-        """Return `(event_ms, m, id)` of the newest deals that are kept here, the newest last.
+    def newest_deals(self, limit: int) -> list[tuple[int, str, int, int]]:
+        """Return `(event_ms, m, id, ts_ms)` of the newest deals that are kept here, the newest last.
 
-        Of those from a version that did not keep it, the time is that of the frame that brought it, a little later.
+        Of those from a version that did not keep `event_ms`, that is 0: it was a little before `ts_ms`.
         """
         with self._lock:
-            query = "SELECT iif(event, event, ts), m, id FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT ?"
+            query = "SELECT event, m, id, ts FROM rows WHERE mt = 'd' ORDER BY seq DESC LIMIT ?"
             return self._query(query, limit)[::-1]
 
     def newest_time(self) -> int | None:
@@ -163,7 +165,7 @@ class Journal:
     def sync(self) -> None:
         """Put all that was appended so far on the disk for good; what a power loss takes came after.
 
-        Where the tables stand is noted first, as far as there is room for it. Raises OSError.
+        Where the tables stand is noted first, as far as there is room for it. Raises OSError, JournalError.
         """
         with self._lock:
             with suppress(sqlite3.OperationalError):  # after a restart the table is asked anyway
@@ -181,7 +183,8 @@ class Journal:
                 for position in self._positions.values():
                     position.fence()
                 self._note()
-            os.close(self._wal)
+            if self._is_open:
+                os.close(self._wal)
             self._db.close()
 
     # Opening
@@ -318,7 +321,8 @@ class Journal:
         return min((position._number for position in self._positions.values()), default=0)
 
     def _delete_up_to(self, number: int) -> None:
-        last = self._seq(number)
+        """Delete the oldest rows, those up to a number, `_AT_ONCE` of them at most."""
+        last = self._seq(min(number, self._number(self.oldest) - 1 + _AT_ONCE))
         with self._transaction():
             self._note()  # a position on the disk may not be older than the oldest row
             self._db.execute("DELETE FROM rows WHERE seq <= ?", (last,))
@@ -326,16 +330,19 @@ class Journal:
                 self._db.execute("DELETE FROM runs WHERE first < ?", (self._firsts[past],))
                 del self._firsts[:past], self._before[:past]
         self.oldest = max(self.oldest, last + 1)
-        spare = self._pragma("freelist_count") - _SPARE_PAGES
+        spare = min(self._pragma("freelist_count") - _SPARE_PAGES, _AT_ONCE)
         if spare > 0:
             self._db.executescript(f"PRAGMA incremental_vacuum({spare})")  # `execute` would free one page only
 
     def _trim(self) -> None:
         """Forget rows that all tables have held for long; where there is no room to note that, some other time."""
-        last = self._held() - RETAINED_ROWS
+        with suppress(sqlite3.OperationalError):
+            self._guarded(self._delete_old)
+
+    def _delete_old(self) -> None:
+        last = self._held() - RETAINED_ROWS  # asked here: rows have other numbers where damage was found
         if last - self._number(self.oldest) >= _TRIM_EVERY:
-            with suppress(sqlite3.OperationalError):
-                self._guarded(lambda: self._delete_up_to(last))
+            self._delete_up_to(last)
 
     def _note(self) -> None:
         """Write down where the tables stand, where that has changed."""
@@ -377,7 +384,12 @@ class Journal:
         return self._guarded(lambda: self._db.execute(sql, parameters).fetchall())
 
     def _guarded(self, do: Callable[[], _T]) -> _T:
-        """Return what `do` does; where it finds the file damaged, save what is left, and do it again."""
+        """Return what `do` does; where it finds the file damaged, save what is left, and do it again.
+
+        Raises JournalError where that failed, now or before.
+        """
+        if self._lost:
+            raise JournalError(self._lost)
         try:
             return do()
         except sqlite3.DatabaseError as error:
@@ -402,9 +414,8 @@ class Journal:
             for name, position in self._positions.items():
                 position.__dict__.update(self._read_position(name, position.columns).__dict__)
         except (sqlite3.Error, OSError) as error:
-            raise JournalError(
-                f"{self.path} is damaged, and what is in it cannot be saved ({error}): move it elsewhere"
-            ) from None
+            self._lost = f"{self.path} is damaged, and what is in it cannot be saved ({error}): move it elsewhere"
+            raise JournalError(self._lost) from None
         self._say(
             f"WARNING: {self.path} is damaged, and what was in it may be lost in part: the {rows:,} rows that can be"
             f" read of it go on. It is kept as {aside(self.path).name}: see whether the disk fails"
@@ -589,4 +600,6 @@ def _is_no_room(error: sqlite3.Error) -> bool:
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
+    if str(error).startswith("Could not decode to UTF-8"):  # by Python, so it has no code: a text that is none
+        return True
     return _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)

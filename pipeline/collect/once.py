@@ -16,6 +16,7 @@ from pipeline.collect.journal import Journal
 from pipeline.messages import DEAL, DEPTH, TICKER, Row
 
 _REMEMBERED = 5_000  # of what came, the newest; at BTC's rate some minutes
+_PUSHED_MS = 5_000  # milliseconds from a deal to the frame that brings it, at most
 _COMPARED = 20_000  # deals of the journal that a list is compared with
 
 
@@ -28,7 +29,7 @@ class Once:
         self._lock = threading.Lock()
         self._came: OrderedDict[Hashable, int] = OrderedDict()  # -> the connection that brought it
         self._filled: Counter[Hashable] = Counter()  # deals that REST gave, until the feed brings them
-        for event, m, number in journal.newest_deals(_REMEMBERED):
+        for event, m, number, _ in journal.newest_deals(_REMEMBERED):
             self._remember((number, event, m), -1)
 
     def keep(self, rows: Sequence[Row], received_us: int, connection: int = 0, *, in_front: bool = True) -> int:
@@ -37,7 +38,10 @@ class Once:
         What has no number and no time of its own is taken from the connection that is `in_front` only.
         """
         with self._lock:
-            new = [row for row in rows if self._is_new(row, connection, in_front)]
+            new: list[Row] = []
+            for row in rows:
+                if self._is_new(row, connection, in_front) and not (row.mt == DEAL and row.id and row in new):
+                    new.append(row)
             if new:
                 self._journal.append(new, received_us)
                 for row in new:
@@ -52,15 +56,16 @@ class Once:
         """
         with self._lock:
             begin = min((deal.event_ms for deal in deals), default=0)
-            kept = [deal for deal in self._journal.newest_deals(_COMPARED) if deal[0] >= begin]
-            ids = {number for _, _, number in kept if number}
-            there = Counter(_likeness(event, m) for event, m, _ in kept)
+            kept = [deal for deal in self._journal.newest_deals(_COMPARED) if (deal[0] or deal[3]) >= begin]
+            ids = {number for _, _, number, _ in kept if number}
+            there = Counter(_likeness(event, m) for event, m, _, _ in kept if event)
+            undated = [(_likeness(0, m), ts) for event, m, _, ts in kept if not event]
             missed: dict[Hashable, Row] = {}
             for n, deal in enumerate(deals):
                 likeness = _likeness(deal.event_ms, deal.m)
                 if deal.id in ids or (not deal.id and there[likeness]):
                     there[likeness] -= 1
-                else:
+                elif not _take(undated, deal):
                     missed[deal.id or -n - 1] = deal
             if missed:
                 self._journal.append(list(missed.values()), received_us)
@@ -68,13 +73,17 @@ class Once:
             return len(missed)
 
     def _is_new(self, row: Row, connection: int, in_front: bool) -> bool:
+        key = _key(row)
+        if not key and not in_front:
+            return False
+        if key and (first := self._came.get(key)) is not None:
+            return row.mt != DEAL and first == connection
         if row.mt == DEAL and self._filled and self._filled[likeness := _likeness(row.event_ms, row.m)]:
             self._filled[likeness] -= 1
+            if key:
+                self._remember(key, connection)  # it comes from another connection, too
             return False
-        if not (key := _key(row)):
-            return in_front
-        first = self._came.get(key)
-        return first is None or (row.mt != DEAL and first == connection)
+        return True
 
     def _remember(self, key: Hashable, connection: int) -> None:
         self._came[key] = connection
@@ -91,6 +100,16 @@ def _key(row: Row) -> Hashable:
     if row.mt == TICKER:
         return (row.event_ms, row.m) if row.event_ms else None
     return None
+
+
+def _take(undated: list[tuple[Hashable, int]], deal: Row) -> bool:
+    """Take out the deal that `deal` is, of those of which only the time of the frame is known; whether there is one."""
+    likeness = _likeness(0, deal.m)
+    for n, (other, ts_ms) in enumerate(undated):
+        if other == likeness and ts_ms - _PUSHED_MS <= deal.event_ms <= ts_ms:
+            del undated[n]
+            return True
+    return False
 
 
 def _likeness(event_ms: int, m: str) -> Hashable:

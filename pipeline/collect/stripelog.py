@@ -16,7 +16,7 @@ from typing import Any
 from config import Settings
 from pipeline.collect.autocompact import AutoCompaction
 from pipeline.collect.errors import JournalFull, StillInserting, TableMissing
-from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
+from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import BeingCompacted, CompactionError, resume, tables_of
 
 _SETTINGS = {
@@ -58,7 +58,7 @@ class StripeLog:
             self._client.execute(f"INSERT INTO {self.name} (ts, mt, m) VALUES", rows, query_id=query_id)
         except BaseException as error:
             if is_missing_table(error):
-                raise self._missing() from None
+                raise self._missing() from error
             raise
         self.on_insert(len(rows), time.perf_counter() - started)
 
@@ -78,7 +78,7 @@ class StripeLog:
     def rows(self, after: int) -> Iterator[Any]:
         """Yield the rows but the first `after`, in order. All are read for that: StripeLog has no index."""
         query = f"SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM {self.name} LIMIT 1000000000 OFFSET {after}"
-        with connect(self._settings, query_settings={"max_threads": 1}) as client:
+        with connect(self._settings, query_settings=ALL_ROWS | {"max_threads": 1}) as client:
             yield from client.execute_iter(query)
 
     def close(self) -> None:
@@ -108,7 +108,10 @@ class StripeLog:
             found = self._client.execute(query, parameters)
         if not found:
             raise self._missing()
+        if found[0][0] is None:  # not touched since the server started; count() is what this user can see, and no more
+            self._client.execute(f"SELECT 1 FROM {self.name} LIMIT 1")
+            found = self._client.execute(query, parameters)
+        if not found or found[0][0] is None:
+            raise self._missing()
         count, token = found[0]
-        if count is None:  # not touched since the server started
-            count = self._client.execute(f"SELECT count() FROM {self.name}")[0][0]
         return count, token

@@ -85,7 +85,8 @@ class Table:
         Raises what the target raises, and JournalFull; the rows then wait on, and it may be called again.
         """
         position = self._position
-        if not position.is_open:
+        was_there = not position.is_open
+        if was_there:
             settled = self._get_in_step()
             position.open()
             self._is_new = False
@@ -97,8 +98,10 @@ class Table:
         self._in_flight = len(rows)
         try:
             self._target.insert(rows)
-        except TableMissing:  # reset or being rewritten; its state will tell
+        except TableMissing as missing:  # reset or being rewritten; its state will tell
             position.fence()
+            if was_there:  # just now: what is missing is what a view on it writes to, say
+                raise (missing.__cause__ or missing) from None
             return []
         except BaseException:
             position.fence()

@@ -36,6 +36,7 @@ import pyarrow.parquet
 from clickhouse_driver import Client
 
 from config import Settings, SymbolConfig
+from pipeline.contracts import known_contract
 from pipeline.files import silence_stdout, sync
 from pipeline.human import human_size, many
 from pipeline.messages import DEAL
@@ -216,7 +217,7 @@ class _Exporter:
         self._token = ""
         self._written: set[int] = set()
         self._kept: set[int] = set()
-        self._contract = config["contract"]
+        self._contract = known_contract(settings, config)
         self._klines = Klines(settings, Rest(settings), self._symbol) if job.fill else None
 
     def export(self, start: date | None, end: date | None) -> None:

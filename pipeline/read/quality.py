@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -74,7 +74,7 @@ class Reconnect:
     silent: bool
     """Whether all channels were silent from start to end; else these are the times of the deals filled in."""
     filled_in: int
-    """Deals that were filled in."""
+    """Deals that were filled in, or came late by the other one of two connections."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ class ChannelQuality:
     """The oldest and the newest time, wherever they are stored."""
     median_per_minute: float | None = None
     min_per_minute: int | None = None
-    """Rows a minute over the full minutes of the examined time; None where those are fewer than three."""
+    """Rows a minute over the full minutes of the examined time without a gap of this channel, for deals of all; None
+    where those are fewer than three."""
     by_minute: dict[int, int] = field(default_factory=dict)
     """Rows by minute, in the order of time; a minute is given by its beginning, seconds since the epoch. Minutes
     without rows are not in it; the first and the last may not be whole."""
@@ -196,12 +197,13 @@ def examine(
     """Read all rows from `start` on and before `end`, or all there are, and return what they say of each symbol.
 
     The examined time is from `start`, or the oldest row of market data, to `end`, but not beyond now. Without `end` it
-    is to the newest row of market data, or to now if there is a `start`. So where a time was asked for, what is missing
-    at its ends counts.
+    is to the newest row of market data, or to now if there is a `start`; now is when the symbol's rows were asked for.
+    So where a time was asked for, what is missing at its ends counts.
 
     Reconnects show in two ways. All channels were silent for over 10 seconds and went on: the connection was lost, or
     the collector did not run, or MEXC was silent itself. Or deals are stored more than a second later than newer data:
-    only a collector that fills in missed ones does that. A shorter cut in which no deal was made, or none could be
+    those that a collector has filled in, or, of two connections, those that only a lagging one brought after the other
+    was cut; then books and tickers are late, too. A shorter cut in which no deal was made, or none could be
     filled in, leaves no trace. What is filled in for two cuts within 10 seconds counts as one.
 
     With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are.
@@ -292,19 +294,21 @@ _QUERY = f"""
 def _examine_symbol(
     client: Client, database: str, config: SymbolConfig, bounds: _Bounds, advance: Callable[[float], None]
 ) -> SymbolQuality:
-    def read(source: str) -> Scan:
-        scan = Scan(config["symbol"], to_ms(datetime.now(UTC)))
+    def read(source: str) -> tuple[Scan, int]:
+        asked_ms = to_ms(datetime.now(UTC))  # what comes while rows are read is not among them
+        scan = Scan(config["symbol"], asked_ms)
         for rows in _stream(client, source, bounds, advance):
             packed, texts = zip(*rows, strict=True)
             scan.add(np.frombuffer(b"".join(packed), _ROW), texts)
-        return scan
+        return scan, asked_ms
 
-    scan = read_table(client, database, config["table_name"], read)
+    answer = read_table(client, database, config["table_name"], read)
     quality = SymbolQuality(config["symbol"], config["table_name"])
-    if scan is None:
+    if answer is None:
         quality.problem = "there is no such table, run ch_setup.py"
     else:
-        scan.report(quality, bounds, to_ms(datetime.now(UTC)))
+        scan, asked_ms = answer
+        scan.report(quality, bounds, asked_ms)
     return quality
 
 
@@ -404,13 +408,26 @@ class _Channel:
         self.duplicates.note(ts[1:], (ts[1:] == ts[:-1]) & (hashes[1:] == hashes[:-1]))
         self._last_ts, self._last_hash = ts[-1:], hashes[-1:]
 
-    def per_minute(self, start_ms: int, end_ms: int) -> tuple[float | None, int | None]:
-        """Return median and minimum of the rows per minute, over the full minutes from start to end."""
-        first, beyond = -(-start_ms // 60_000) * 60, end_ms // 60_000 * 60
-        minutes = (beyond - first) // 60
+    def per_minute(self, start_ms: int, end_ms: int, gaps: Sequence[Gap]) -> tuple[float | None, int | None]:
+        """Return median and minimum of the rows per minute, over the full minutes from start to end.
+
+        Those that have a part in one of `gaps`, which are in the order of time, do not count.
+        """
+        begin, beyond = -(-start_ms // 60_000) * 60, end_ms // 60_000 * 60
+        spans = []  # of minutes without a gap
+        for gap in gaps:
+            spans.append((begin, min(beyond, gap.start_ms // 60_000 * 60)))
+            begin = max(begin, -(-gap.end_ms // 60_000) * 60)
+        spans = [(first, last) for first, last in [*spans, (begin, beyond)] if first < last]
+        minutes = sum(last - first for first, last in spans) // 60
         if minutes < _FULL_MINUTES:
             return None, None
-        counts = sorted(count for minute, count in self.by_minute.items() if first <= minute < beyond)
+        firsts = [first for first, _ in spans]
+        counts = sorted(
+            count
+            for minute, count in self.by_minute.items()
+            if (at := bisect_right(firsts, minute)) and minute < spans[at - 1][1]
+        )
         empty = minutes - len(counts)  # these may be very many, so they are not listed
         middle = [0 if at < empty else counts[at - empty] for at in ((minutes - 1) // 2, minutes // 2)]
         return sum(middle) / 2, 0 if empty else counts[0]
@@ -521,13 +538,14 @@ class Scan:
             quality.problem = "there are no rows of market data" if self._rows else "there are no rows"
             return
         quality.start_ms, quality.end_ms = start, end
-        for mt, name in CHANNELS.items():
-            quality.channels.append(self._describe(mt, name, start, end))
         silences = {"tickers": self._tickers, "depth": self._depth, "all": self._live}
         quality.gaps = sorted(
             (_gap(name, *each) for name, spans in silences.items() for each in spans.gaps(start, end)),
             key=lambda gap: (gap.start_ms, gap.channel),
         )
+        for mt, name in CHANNELS.items():
+            gaps = [gap for gap in quality.gaps if gap.channel == (name if name in silences else "all")]
+            quality.channels.append(self._describe(mt, name, start, end, gaps))
         quality.uncovered = list(_joined(gap for gap in quality.gaps if gap.channel != "all"))
         if end > start:
             missing = sum(gap.end_ms - gap.start_ms for gap in quality.uncovered)
@@ -536,10 +554,10 @@ class Scan:
         quality.reconnects = self._reconnects()
         quality.crossed_books, quality.unsorted_books, quality.unreadable_books = self._books.values()
 
-    def _describe(self, mt: str, name: str, start_ms: int, end_ms: int) -> ChannelQuality:
+    def _describe(self, mt: str, name: str, start_ms: int, end_ms: int, gaps: Sequence[Gap]) -> ChannelQuality:
         channel = self._channels[mt]
         described = ChannelQuality(name, channel.rows, channel.oldest, channel.newest)
-        described.median_per_minute, described.min_per_minute = channel.per_minute(start_ms, end_ms)
+        described.median_per_minute, described.min_per_minute = channel.per_minute(start_ms, end_ms, gaps)
         described.by_minute = dict(sorted(channel.by_minute.items()))
         described.out_of_order = channel.out_of_order
         described.worst_seconds = channel.worst_ms / 1000

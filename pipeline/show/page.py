@@ -22,6 +22,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from config import Settings
 from pipeline.human import length, many, printable
 from pipeline.read.audit import Difference, SymbolAudit
 from pipeline.read.quality import (
@@ -35,14 +36,16 @@ from pipeline.read.quality import (
 )
 from pipeline.show.audit_report import most_first, percent
 from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
+from pipeline.status import stale_after
 from pipeline.store.storage import Storage, TableStorage, advice
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
+_LAG = 10.0  # seconds, that one of two connections may be behind the other
 _LISTED_GAPS = 8
 _LISTED_MINUTES = 8
 _LISTED_KINDS = 8
-_OLD = 300.0  # seconds; a compaction can keep rows waiting that long
+_COMPACTING = 300.0  # seconds; a compaction can keep rows waiting that long
 _TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
 _DEPTH, _TICKERS, _ALL = (f"{ms / 1000:g} s" for ms in (DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS))
 _KINDS = {
@@ -60,18 +63,22 @@ def render(
     quality: Sequence[SymbolQuality],
     prices: dict[str, list[PricePoint]],
     made_at: datetime,
-    compact_blocks: int,
+    settings: Settings,
     audits: Sequence[SymbolAudit] = (),
 ) -> str:
     """Return the page.
 
-    `prices` is by table, and may lack some; `made_at` is an aware time: now; `compact_blocks` is the setting
-    COMPACT_BLOCKS; `audits` are those that were made, if any.
+    `prices` is by table, and may lack some; `made_at` is an aware time: that of the ages, when it was all
+    asked for; `audits` are those that were made, if any.
     """
     made_ms = to_ms(made_at)
     tables = {table.name: table for table in storage.tables}
     audit_of = {audit.table: audit for audit in audits}
-    looks = [_look(symbol, made_ms, audit_of.get(symbol.table)) for symbol in quality]
+    shown = [tables.get(symbol.table, TableStorage(symbol.table)) for symbol in quality]
+    limits = [_COMPACTING if table.being_compacted else stale_after(settings) for table in shown]
+    looks = [
+        _look(symbol, made_ms, limit, audit_of.get(symbol.table)) for symbol, limit in zip(quality, limits, strict=True)
+    ]
     ranges = [examined_range(symbol) for symbol in quality if symbol.start_ms is not None]
     whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
     data: dict[str, Any] = {"range": whole, "symbols": {}}
@@ -107,7 +114,7 @@ def render(
         subject=_whole_times(_subject(quality, whole, made_ms)),
         cards=_join(cards),
         symbols=_join(sections),
-        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, compact_blocks),
+        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, settings.compact_blocks),
         made_at=_time(made_ms),
         uplot_licence=_asset("uPlot.LICENSE"),
         data=_Html(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
@@ -133,13 +140,13 @@ class _Said:
     """Something that the exchange has sent."""
 
 
-def _look(symbol: SymbolQuality, made_ms: int, audit: SymbolAudit | None) -> list[_Said]:
-    """Return what there is to say of a symbol, in the order of importance."""
+def _look(symbol: SymbolQuality, made_ms: int, limit: float, audit: SymbolAudit | None) -> list[_Said]:
+    """Return what there is to say of a symbol, in the order of importance; `limit` is when it is stale, in seconds."""
     counted = _audit(audit) if audit else ()
     if symbol.problem is not None:
         problem = f"{symbol.problem[:1].upper()}{symbol.problem[1:]}."
         return [_Said("bad", "no data", problem), *counted, *_dead_letters(symbol)]
-    return [*_completeness(symbol, made_ms), *counted, *_soundness(symbol), *_dead_letters(symbol)]
+    return [*_completeness(symbol, made_ms, limit), *counted, *_soundness(symbol), *_dead_letters(symbol)]
 
 
 def _audit(audit: SymbolAudit) -> Iterable[_Said]:
@@ -167,9 +174,9 @@ def _audit(audit: SymbolAudit) -> Iterable[_Said]:
         yield _Said("note", "", f"Not compared with MEXC's klines: {span}.", each.why)
 
 
-def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
+def _completeness(symbol: SymbolQuality, made_ms: int, limit: float) -> Iterable[_Said]:
     newest = _newest(symbol)
-    if newest is not None and newest == symbol.end_ms and made_ms - newest > _OLD * 1000:
+    if newest is not None and newest == symbol.end_ms and made_ms - newest > limit * 1000:
         age = length((made_ms - newest) / 1000)
         yield _Said("look", "no new rows", f"The newest row is {age} old: is the collector running?")
     if symbol.uncovered:
@@ -190,7 +197,7 @@ def _completeness(symbol: SymbolQuality, made_ms: int) -> Iterable[_Said]:
         yield _Said("look", "missing deals", text)
     if symbol.reconnects:
         filled_in = sum(reconnect.filled_in for reconnect in symbol.reconnects)
-        filled = f"; {filled_in:,} deals were filled in afterwards" if filled_in else ""
+        filled = f"; {filled_in:,} deals were filled in afterwards, or came late" if filled_in else ""
         yield _Said("note", "", f"{many(len(symbol.reconnects), 'reconnect')}{filled}.")
 
 
@@ -198,10 +205,13 @@ def _soundness(symbol: SymbolQuality) -> Iterable[_Said]:
     for channel in symbol.channels:
         late = channel.out_of_order
         if late.count:
-            level = "note" if channel.name == "deals" else "look"
+            is_lag = channel.worst_seconds <= _LAG
+            level = "note" if channel.name == "deals" or is_lag else "look"
             worst = f"by {length(channel.worst_seconds)} at worst"
             if channel.name == "deals":
-                worst += ", as deals are that were filled in after a gap"
+                worst += ", as deals are that were filled in after a gap, or that the slower of two connections brought"
+            elif is_lag:
+                worst += ", as those are that only the slower of two connections brought"
             yield _found(level, "row order", late, f"of {channel.name} older than one stored before, {worst}")
         if channel.duplicates is not None and channel.duplicates.count:
             yield _found("look", "duplicates", channel.duplicates, f"of {channel.name} equal to the one before")

@@ -155,7 +155,7 @@ def _reconnect_lines(reconnects: Sequence[Reconnect]) -> list[str]:
     for each in list(reversed(reconnects))[:_RECONNECTS]:
         seconds = (each.end_ms - each.start_ms) / 1000
         how = f"no market data for {length(seconds)}" if each.silent else "short"
-        filled_in = f", {many(each.filled_in, 'deal')} filled in" * (each.filled_in > 0)
+        filled_in = f", {many(each.filled_in, 'deal')} filled in or late" * (each.filled_in > 0)
         lines.append(f"  {iso(each.start_ms)} {how}{filled_in}")
     if len(reconnects) > _RECONNECTS:
         lines.append(f"  and {len(reconnects) - _RECONNECTS:,} older; --json has all")

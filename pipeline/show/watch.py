@@ -30,7 +30,7 @@ from config import Settings, SymbolConfig
 from pipeline.human import human_size
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
 from pipeline.read.quality import find_newest
-from pipeline.status import check, status_path
+from pipeline.status import check, stale_after, status_path
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured, is_missing_table
 from pipeline.store.compact import tables_of
 from pipeline.store.storage import Storage, TableStorage, survey
@@ -267,10 +267,10 @@ def _newest(table: _Table, last: _Count | None, settings: Settings, now: float) 
     newest = ts_ms / 1000
     # Rows that have come since it was counted are taken for market data where that was coming then. Where it was not,
     # they may be dead letters, and the next count will tell.
-    if table.grew_at > last.at and last.at - newest <= settings.stale_timeout:
+    if table.grew_at > last.at and last.at - newest <= stale_after(settings):
         newest = table.grew_at
     age = max(0.0, now - newest)
-    if age <= settings.stale_timeout:
+    if age <= stale_after(settings):
         return Text(f"{_length(age)} ago")
     return Text(f"{_length(age)} ago\nSTALE", "bold red")
 

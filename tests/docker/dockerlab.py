@@ -31,6 +31,8 @@ HOST, GATEWAY = "172.30.0.2", "172.30.0.1"
 USER, PASSWORD = "service-user", "service-password"
 PYTHON_IMAGE = "python:3.11-slim-bookworm"
 CLICKHOUSE_IMAGE = "clickhouse-stand-in"
+IMAGE = "mexc-pipeline"
+BEFORE = "20d3767"  # the version that people upgrade from; its images have the tag `before`
 WAIT = 90.0  # seconds after which a condition that does not come true fails the test
 CLIENT_CONFIG = """\
 client
@@ -247,16 +249,32 @@ class Docker:
 class Deployment:
     """The project as a customer has it: in a directory of its own, with an .env, managed by Docker Compose."""
 
-    def __init__(self, docker: Docker, namespace: str, directory: Path, ca: Path, compose: str) -> None:
+    def __init__(
+        self, docker: Docker, namespace: str, directory: Path, ca: Path, compose: str, before: bool = False
+    ) -> None:
+        """Of this checkout, or as it was `before` the version that has to be upgraded to."""
         self.directory = directory / "mexc-pipeline"
         self.set_proxies = docker.set_proxies
         self._docker, self._compose = docker, compose
         self._namespace = namespace
+        if before:
+            self.directory.mkdir(parents=True)
+            archive = subprocess.run(["git", "archive", BEFORE], cwd=PROJECT, capture_output=True, check=True).stdout
+            subprocess.run(["tar", "-x"], cwd=self.directory, input=archive, check=True)
+        else:
+            self.install()
+        self.environ = {"COMPOSE_FILE": "docker-compose.yml:tests/docker/override.yml", "TEST_CA": str(ca)}
+
+    def install(self) -> None:
+        """Put this checkout there, as `git pull` does where there is another one."""
         ignored = shutil.ignore_patterns(
             ".*_cache", ".git", ".hypothesis", "__pycache__", "venv", "*-data", "journal", ".env"
         )
-        shutil.copytree(PROJECT, self.directory, ignore=ignored)
-        self.environ = {"COMPOSE_FILE": "docker-compose.yml:tests/docker/override.yml", "TEST_CA": str(ca)}
+        shutil.copytree(PROJECT, self.directory, ignore=ignored, dirs_exist_ok=True)
+
+    def use(self, compose: str) -> None:
+        """Go on with another version of Docker Compose."""
+        self._compose = compose
 
     def configure(self, **settings: str) -> None:
         """Write .env."""
@@ -281,13 +299,12 @@ class Deployment:
     def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a script of the project on the Docker host, outside the containers."""
         command = ["ip", "netns", "exec", self._namespace, sys.executable, *arguments]
-        return subprocess.run(
-            command, cwd=self.directory, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=False
-        )
+        environ = {name: self._docker.environ[name] for name in ("PATH", "HOME", "DOCKER_HOST")}
+        return subprocess.run(command, cwd=self.directory, env=environ, capture_output=True, text=True, check=False)
 
     def container(self, service: str) -> dict[str, object]:
         """Return what `docker inspect` says of a service's container."""
-        identity = self.compose(f"ps -q {service}").strip()
+        identity = self.compose(f"ps --all -q {service}").strip()
         return dict(json.loads(self._docker.run("docker", "inspect", identity))[0])
 
     def health(self, service: str) -> str:
@@ -317,8 +334,13 @@ class Deployment:
     def rows(self, table: str) -> list[tuple[int, str, str]]:
         """Return a table's rows, in the order in which they were stored."""
         query = f"SELECT toUnixTimestamp64Milli(ts), mt, m FROM mexc_data.{table} SETTINGS max_threads = 1"
-        script = "import json, config, pipeline.store.client as client"
-        script += f"; print(json.dumps(client.connect(config.load_settings()).execute({query!r})))"
+        script = (
+            "import json, clickhouse_driver, config; its = config.load_settings(); client = clickhouse_driver.Client"
+        )
+        script += (
+            "(its.clickhouse_host, its.clickhouse_port, user=its.clickhouse_user, password=its.clickhouse_password)"
+        )
+        script += f"; print(json.dumps(client.execute({query!r})))"
         result = self.python("-c", script)
         assert result.returncode == 0, result.stderr
         return [(ts, mt, m) for ts, mt, m in json.loads(result.stdout)]
@@ -341,10 +363,16 @@ def docker_with_images() -> Iterator[Docker]:
         docker.fetch_compose()
         with docker.daemon(None, "--iptables=false", "--ip-forward=false"):
             docker.make_base_image()
+            before = Deployment(docker, "", directory / "build-before", directory, "docker-compose", before=True)
+            before.configure(CLICKHOUSE_PASSWORD="x")
+            before.build()
+            for image in (IMAGE, CLICKHOUSE_IMAGE):
+                docker.run("docker", "tag", image, f"{image}:before")
             for version in COMPOSE:
                 project = Deployment(docker, "", directory / f"build-{version}", directory, compose(docker, version))
                 project.configure(CLICKHOUSE_PASSWORD="x", CLICKHOUSE_COLLECTOR_PASSWORD="x")
                 project.build()
+            docker.run("docker", "tag", IMAGE, f"{IMAGE}:now")
         yield docker
         left = docker.left_behind()
         assert not left, left
@@ -358,15 +386,18 @@ def compose(docker: Docker, version: str) -> str:
 
 
 @contextmanager
-def deployment(docker: Docker, version: str) -> Iterator[tuple[Deployment, Path]]:
+def deployment(
+    docker: Docker, version: str, name: str = "life", before: bool = False
+) -> Iterator[tuple[Deployment, Path]]:
     """Yield the project on a Docker host with an internet around it, and the exchange's log."""
-    directory = docker.directory / f"compose-{version}"
+    directory = docker.directory / f"{name}-{version}"
     certificates = directory / "internet"
     certificates.mkdir(parents=True)
     with network() as (host, world), internet(world, certificates) as log:
-        project = Deployment(docker, host, directory, certificates / "ca.crt", compose(docker, version))
+        project = Deployment(docker, host, directory, certificates / "ca.crt", compose(docker, version), before)
         with docker.daemon(host, "--dns", DNS, "--default-address-pool", "base=10.99.0.0/16,size=24"):
             yield project, log
+            project.environ["COMPOSE_PROFILES"] = "monitoring"  # 1.29 makes its volume, 2 removes what it is to use
             project.compose("down --volumes", check=False)
-            assert docker.run("docker", "ps", "--all", "--quiet") == ""
-            assert docker.run("docker", "volume", "ls", "--quiet") == ""
+            left = docker.run("docker", "ps", "--all", "--quiet") + docker.run("docker", "volume", "ls", "--quiet")
+            assert not left, left

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -19,7 +20,7 @@ from config import ALL_CONFIGS
 from pipeline.messages import DEAL, parse_frame
 from tests.docker.dockerlab import CLICKHOUSE_IMAGE, HOST, PASSWORD, USER, Deployment, wait
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 DATABASE_PASSWORD, COLLECTOR_PASSWORD = "0123456789abcdef", "fedcba9876543210"
 CLIENTS = {"btc-client": "btc", "eth-client": "eth", "sol-client": "sol"}
@@ -85,6 +86,18 @@ def test_an_empty_volume_is_small(project: Deployment) -> None:
     everything = sum(file.stat().st_size for file in volume.rglob("*") if file.is_file())
     assert data > 0
     assert everything - data < 4 * 1024 * 1024
+
+
+def test_the_doctor_sees_all_of_it(project: Deployment) -> None:
+    said = project.python("verif.py", "--doctor").stdout
+    for service, address in {"btc-client": "10.8.1.2", "eth-client": "10.8.2.2", "sol-client": "10.8.3.2"}.items():
+        assert re.search(rf"^\[ok\] +{service}: running; \d+ rows waiting; .* ago$", said, re.MULTILINE), said
+        assert re.search(rf"^\[ok\] +{service}: DNS, (REST, )?WebSocket reached, as {address}$", said, re.MULTILINE), (
+            said
+        )
+    for part in ("[ok]     setup: done", "[ok]     clickhouse: running", "[ok]     compaction: running", "Docker 2"):
+        assert part in said
+    assert not [secret for secret in (USER, PASSWORD, DATABASE_PASSWORD, COLLECTOR_PASSWORD) if secret in said]
 
 
 def test_the_collector_is_an_ordinary_user(project: Deployment) -> None:

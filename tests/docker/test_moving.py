@@ -21,7 +21,7 @@ def test_a_move_to_another_server_keeps_every_row(docker: Docker, tmp_path: Path
     commands, there = re.subn(r'"new:\$volumes/"', f'"{tmp_path}/"', commands)
     commands, started = re.subn(r"\nssh new .*", "", commands)
     assert there == started == 1
-    with deployment(docker, "2") as (project, exchange_log):
+    with deployment(docker, "2", "moving") as (project, exchange_log):
         configure(project, TUN_DEVICE="/dev/null")
         up(project)
         wait_for_more(project, *CLIENTS.values())

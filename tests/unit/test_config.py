@@ -92,6 +92,7 @@ UNUSABLE = [
     ("CLICKHOUSE_DATABASE", "2mexc"),
     ("CLICKHOUSE_DATABASE", "a; DROP DATABASE b"),
     ("JOURNAL_DIR", "~nobody-is-called-so/x"),
+    ("KLINES_DIR", "~nobody-is-called-so/x"),
     ("JOURNAL_MAX_MB", "0"),
     ("JOURNAL_MAX_MB", "1GB"),
     ("PING_INTERVAL", "0"),

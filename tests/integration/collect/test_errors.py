@@ -324,7 +324,6 @@ def test_a_signal_at_any_moment_of_the_start_is_no_traceback(
         assert b"btcdat.py" not in complaint, complaint
         ends.add(collector.returncode)
     assert ends <= {0, -number, 1 if number == signal.SIGINT else 0}
-    assert 0 in ends, "at least the last one was up"
 
 
 # Nobody takes its lines

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clickhouse_driver.errors import ServerException
 
 from config import BTC_CONFIG, Settings, load_settings
 from pipeline.collect import stripelog as stripelog_module
@@ -19,6 +21,7 @@ from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
 from pipeline.store.schema import create_table, drop_table
+from tests.limited_clickhouse import limited
 from tests.proxy import Direction, Proxy, open_proxy
 from tests.stack import Stack, StoredRow
 
@@ -452,6 +455,25 @@ def test_a_dropped_table_is_an_outage(writer: Writer) -> None:
     assert writer.stack.rows() == numbered(11, 12)
 
 
+def test_a_view_that_keeps_rows_from_being_stored_is_said(writer: Writer) -> None:
+    """ClickHouse then reports an unknown table, too, though not the collector's; without a pause that went on."""
+    query = writer.stack.query
+    writer.take(numbered(1, 2))
+    writer.store()
+    query("CREATE TABLE mexc_data.target (m String) ENGINE = Memory")
+    query("CREATE MATERIALIZED VIEW mexc_data.view TO mexc_data.target AS SELECT m FROM mexc_data.btc")
+    query("DROP TABLE mexc_data.target")
+    try:
+        writer.take(numbered(3, 4))
+        assert writer.table.append_pending() == []
+        with pytest.raises(ServerException, match=r"mexc_data\.target"):
+            writer.table.append_pending()
+    finally:
+        query("DROP TABLE mexc_data.view")
+    writer.store()
+    assert writer.stack.rows() == numbered(1, 4)
+
+
 def test_an_insert_that_is_still_under_way_is_waited_for(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that was frozen may store what its client has long given up; counting before that would double it."""
     writer.take(numbered(1, 5))
@@ -487,3 +509,26 @@ def test_a_server_frozen_amid_an_insert(own_writer: Writer) -> None:
     server.send(signal.SIGCONT)
     own_writer.store()
     assert own_writer.stack.rows() == numbered(1, 7)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"profile": "<max_rows_to_read>50</max_rows_to_read><read_overflow_mode>break</read_overflow_mode>"},
+        {"hidden": {"btc": "mt != 'd'"}},
+    ],
+    ids=["profile", "row policy"],
+)
+def test_a_user_who_cannot_read_all_rows_has_them_all_the_same(own_writer: Writer, limit: dict[str, Any]) -> None:
+    for n in range(1, 201):
+        own_writer.take(numbered(n, n))
+        own_writer.store()
+    server = limited(own_writer.stack, **limit)
+    own_writer.reopen()
+    own_writer.take(numbered(201, 210))
+    own_writer.store()
+    assert own_writer.said == []
+    own_writer.stripelog.close()
+    server.stop()
+    own_writer.stack.clickhouse()
+    assert own_writer.stack.rows() == numbered(1, 210)

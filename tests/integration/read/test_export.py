@@ -588,7 +588,9 @@ def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
     [
         (["--type", "trades"], "argument --type: invalid choice: 'trades'"),
         (["--format", "xlsx"], "argument --format: invalid choice: 'xlsx'"),
-        (["--from", "yesterday"], "argument --from: yesterday is no date: give such as 2026-10-01"),
+        (["--from", "tomorrow"], "argument --from: tomorrow is no date: give such as 2026-10-01, yesterday or -7d"),
+        (["--from", "2026-10-01T13:30"], "argument --from: 2026-10-01T13:30 is no date: give such as 2026-10-01"),
+        (["--from", "-1d", "--to", "-2d"], "--from 20"),
         (["--from", "2026-10-02", "--to", "2026-10-02"], "--from 2026-10-02 is not before --to 2026-10-02"),
         (["--interval", "1m"], "--interval is for candles only"),
         (["--type", "candles", "--interval", "soon"], "'soon' is no interval"),

@@ -15,6 +15,7 @@ import pytest
 from clickhouse_driver import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from config import Settings
 from pipeline.read.audit import Difference, NotCompared, SymbolAudit
 from pipeline.read.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
 from pipeline.show.figures import PricePoint, read_prices
@@ -94,7 +95,7 @@ def page(
     known = [each for each in symbols if each.end_ms is not None]
     made_at = made_at or from_ms(max((each.end_ms or 0 for each in known), default=START) + 2000)
     storage = Storage(tables, files_seen=True, volume=123 << 20)
-    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, COMPACT_BLOCKS, audits)
+    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, Settings(), audits)
 
 
 def audit(length_ms: int, *differences: Difference, **known: Any) -> SymbolAudit:
@@ -143,11 +144,11 @@ def test_the_title_says_whether_all_is_well() -> None:
 
 def test_an_archive_that_gets_no_new_rows_is_not_well() -> None:
     quality = symbol(DAY)
-    fresh = page(quality, made_at=from_ms(START + DAY + 4 * MINUTE))
-    stale = page(quality, made_at=from_ms(START + DAY + 6 * MINUTE))
+    fresh = page(quality, made_at=from_ms(START + DAY + 50_000))
+    stale = page(quality, made_at=from_ms(START + DAY + 102_000))
     assert title_of(fresh).startswith("All is well")
     assert title_of(stale).startswith("BTC_USDT needs a look")
-    assert "The newest row is 6 min 0 s old: is the collector running?" in stale
+    assert "The newest row is 102.0 s old: is the collector running?" in stale
     # A time that was asked for ends after its newest row, and may be long ago.
     quality.end_ms = START + DAY + 1
     assert title_of(page(quality, made_at=from_ms(START + 9 * DAY))).startswith("All is well")
@@ -164,7 +165,8 @@ def test_each_finding_is_told_in_words() -> None:
     quality.crossed_books = Finding(2, START + 61_000)
     quality.unsorted_books = Finding(3, START)
     quality.unreadable_books = Finding(1, START)
-    quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 0.3
+    quality.channels[0].out_of_order, quality.channels[0].worst_seconds = Finding(7, START), 30
+    quality.channels[2].out_of_order, quality.channels[2].worst_seconds = Finding(4, START), 2.9
     quality.channels[2].duplicates = Finding(1234, START)
     quality.misdated = Finding(1, START)
     quality.minutes_without_deals = [START // 1000 + 120, START // 1000 + 180]
@@ -175,7 +177,8 @@ def test_each_finding_is_told_in_words() -> None:
         "2 rows of depth crossed: the best bid is not below the best ask; first 2026-10-01 00:01:01.",
         "3 rows of depth with levels that are not in the order of their price; first 2026-10-01 00:00:00.",
         "1 row of depth that cannot be read, or without two sides; first",
-        "7 rows of tickers older than one stored before, by 0.3 s at worst; first",
+        "7 rows of tickers older than one stored before, by 30.0 s at worst; first",
+        "4 rows of depth older than one stored before, by 2.9 s at worst, as those are that only the slower of two",
         "1,234 rows of depth equal to the one before; first",
         "1 row dated before 2018 or after tomorrow, not examined; first",
         "3 dead letters, error messages of MEXC; first",
@@ -323,7 +326,7 @@ def test_minutes_that_are_not_whole_make_no_dip() -> None:
 def test_a_price_is_not_drawn_across_a_time_without_one() -> None:
     quality = symbol(HOUR)
     points = [point for point in prices(quality) if not 600_000 < point.ts_ms - START < 700_000]
-    text = render(Storage([], False, None), [quality], {"btc": points}, from_ms(START + HOUR), COMPACT_BLOCKS)
+    text = render(Storage([], False, None), [quality], {"btc": points}, from_ms(START + HOUR), Settings())
     series = data_of(text)["symbols"]["btc"]["prices"]
     hole = series["mid"].index(None)
     assert series["times"][hole - 1 : hole + 2] == [START / 1000 + second for second in (599.4, 601.2, 700.2)]

@@ -401,6 +401,13 @@ def test_quality_as_json_has_all_of_it(stack: Stack) -> None:
     assert sol["problem"] == "there are no rows"
 
 
+def test_gaps_are_an_exit_code_for_those_who_ask(stack: Stack) -> None:
+    assert stack.run("verif.py", "--quality", "--fail-on-gaps").wait() == 0, "rows of one moment"
+    assert stack.run("verif.py", "--quality", "--from", "-24h").wait() == 0
+    assert stack.run("verif.py", "--quality", "--from", "-24h", "--fail-on-gaps").wait() == 3
+    assert stack.run("verif.py", "--quality", "--from", "yesterday", "--to=today", "--fail-on-gaps").wait() == 3
+
+
 def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:
     verif = stack.run("verif.py", "--quality", CLICKHOUSE_DATABASE="other")
     assert verif.wait() == 1
@@ -537,9 +544,10 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--quality", "--from", "yesterday"], "--from: yesterday is no time: give a UTC date or ISO time, such as"),
+        (["--quality", "--from", "tomorrow"], "--from: tomorrow is no time: give a UTC date or ISO time, such as"),
         (["--quality", "--from", "2026-10-02", "--to", "2026-10-02"], "--from has to be before --to"),
-        (["--from", "2026-10-02"], "--from and --to go with --quality or --html"),
+        (["--from", "2026-10-02"], "--from and --to go with --quality, --audit or --html"),
+        (["--fail-on-gaps"], "--fail-on-gaps goes with --quality"),
         (["--max-age", "soon"], "--max-age: invalid number of seconds value: 'soon'"),
         (["--max-age", "0"], "--max-age: invalid number of seconds value: '0'"),
         (["--max-age", "nan"], "--max-age: invalid number of seconds value: 'nan'"),

@@ -37,7 +37,7 @@ from pipeline.store.client import connect
 from pipeline.store.repair import RepairError, default_directories, examine, repair_directory
 from tests.stack import Stack, StoredRow, open_stack
 
-pytestmark = pytest.mark.timeout(300)  # the first test waits for all that `lab` does
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all that `lab` does
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
 LATER = (1_788_399_999_000, "t", "stored after the repair")

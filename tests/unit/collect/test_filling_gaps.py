@@ -102,7 +102,7 @@ class Feed:
     def stored(self) -> list[int]:
         """Return the contracts of the deals in the journal, once nothing is being filled in."""
         assert self.gaps.finish(10)
-        return [int(m.split("|")[1]) for _, m, _ in self.journal.newest_deals(1000)]
+        return [int(m.split("|")[1]) for _, m, _, _ in self.journal.newest_deals(1000)]
 
     def filled(self, times: int) -> None:
         eventually(lambda: len([line for line in self.said if "filled in; " in line]) == times, "the line that says it")

@@ -50,6 +50,13 @@ def test_a_collector_that_does_not_report_is_stuck(checked: Callable[..., tuple[
     assert "has not reported yet" in line
 
 
+def test_a_status_from_before_the_clock_went_back_says_nothing(checked: Callable[..., tuple[bool, str]]) -> None:
+    works, line = checked(written=NOW + 3600)
+    assert not works
+    assert line == "the collector last reported 3600 s in the future: it is not running, the clock went back"
+    assert checked(written=NOW + 5)[0]
+
+
 def test_silence_of_the_exchange_is_seen(checked: Callable[..., tuple[bool, str]]) -> None:
     assert checked(frame_age=61, market_age=61) == (False, "nothing came from the exchange for 61 s")
     # With rare pings, frames of a quiet market are rare, too.

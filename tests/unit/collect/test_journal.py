@@ -201,7 +201,8 @@ def test_rows_of_a_table_before_this_one_do_not_come_back(opened: Opened) -> Non
 def test_acknowledged_rows_are_kept_for_a_while_and_no_longer(opened: Opened) -> None:
     last = 3 * RETAINED_ROWS
     opened.journal.append(new(1, last))
-    opened.position.advance(last)
+    for _ in range(3):
+        opened.position.advance(RETAINED_ROWS)
     assert len(opened.seqs()) == RETAINED_ROWS
     opened.reopen()
     assert len(opened.seqs()) == RETAINED_ROWS
@@ -209,10 +210,22 @@ def test_acknowledged_rows_are_kept_for_a_while_and_no_longer(opened: Opened) ->
     assert opened.position.pending(last) == rows(last - RETAINED_ROWS + 1, last)
 
 
+def test_many_rows_are_forgotten_little_by_little(journal: Journal, position: Position) -> None:
+    """All at once would keep the feed waiting: a minute for 500,000 rows."""
+    journal.append(new(1, 50_000))
+    position.adopt("token", 49_990, 49_990)
+    left = []
+    for _ in range(6):
+        position.advance(1)
+        left.append(len(position.held()))
+    assert left == [39_991, 29_992, 19_993, 10_000, 10_001, 10_002]
+
+
 def test_the_file_shrinks_after_an_outage(opened: Opened) -> None:
     opened.journal.append([(1, "dp", "x" * 600, 0, 0)] * 50_000)
     grown = opened.path.stat().st_size
-    opened.position.advance(50_000)
+    for _ in range(5):
+        opened.position.advance(10_000)
     opened.reopen()
     assert opened.path.stat().st_size < grown / 3
 
@@ -363,8 +376,8 @@ def test_the_newest_deals_and_the_newest_market_data(journal: Journal) -> None:
     assert (journal.newest_deals(5), journal.newest_time()) == ([], None)
     journal.append([(4, "dl", "?", 0, 0), (5, "d", "1", 7, 3), (6, "d", "2", 0, 4), (7, "t", "t", 0, 0)])
     journal.append([(8, "dl", "?", 0, 0)])
-    assert journal.newest_deals(5) == [(3, "1", 7), (4, "2", 0)]
-    assert journal.newest_deals(1) == [(4, "2", 0)]
+    assert journal.newest_deals(5) == [(3, "1", 7, 5), (4, "2", 0, 6)]
+    assert journal.newest_deals(1) == [(4, "2", 0, 6)]
     assert journal.newest_time() == 7
 
 
@@ -407,7 +420,7 @@ def test_a_journal_of_the_version_before_is_converted(path: Path) -> None:
     assert opened.seqs()[-1] > 10**15
     assert opened.position.go_back(50) == 20, "those before 101 are gone"
     assert (opened.position.rows, opened.position.waiting) == (70, 31)
-    assert opened.journal.newest_deals(2)[0] == (1_788_335_242_030, "77030|30|1", 16270106030)
+    assert opened.journal.newest_deals(2)[0] == (0, "77030|30|1", 16270106030, 1_788_335_242_030)
     opened.journal.close()
 
 
@@ -620,6 +633,46 @@ def test_damage_that_shows_while_it_runs(stored: Opened) -> None:
     assert stored.position.in_doubt == 0
     assert stored.position.comparable == len(found)
     stored.journal.close()
+
+
+def test_text_that_is_none_is_damage(stored: Opened) -> None:
+    raw = stored.path.read_bytes()
+    stored.path.write_bytes(raw.replace(b"2500xxx", b"2\xff00xxx"))
+    stored.open()
+    assert pending(stored) == [n for n in range(1_001, 3_001) if n != 2_500]
+    assert "btc.db is damaged" in stored.said[0]
+    stored.journal.close()
+
+
+def test_damage_that_cannot_be_mended_is_one_line_whoever_comes(stored: Opened) -> None:
+    stored.open()
+    damage(300)(stored.path)
+    stored.journal._db.execute("PRAGMA cache_size = 10")
+    stored.path.with_name("btc.db.saving").mkdir()
+    line = r"btc\.db is damaged, and what is in it cannot be saved \(.*Is a directory.*\): move it elsewhere$"
+    for do in (lambda: pending(stored), lambda: stored.journal.append(new(1, 1)), stored.journal.sync):
+        with pytest.raises(JournalError, match=line):
+            do()
+    stored.journal.close()
+
+
+def test_damage_that_shows_while_rows_are_forgotten(path: Path) -> None:
+    """Only what is to be forgotten is damaged, and rows were forgotten before, so that the numbers begin anew."""
+    opened = Opened(path)
+    opened.position.adopt("token", 0, 0)
+    opened.position.open()
+    for first in range(1, 30_001, 1_000):
+        opened.journal.append(big(first, first + 999))
+        opened.position.advance(1_000)
+    opened.journal.append(big(30_001, 35_000))
+    opened.journal.close()
+    damage(path.read_bytes().index(b"20500xxx") // PAGE)(path)
+    opened.open()
+    assert not opened.said
+    opened.position.advance(2_000)
+    assert opened.said
+    assert pending(opened) == list(range(32_001, 35_001))
+    opened.journal.close()
 
 
 @pytest.mark.parametrize("renames", [0, 1, 2])

@@ -45,7 +45,7 @@ def stored(journal: Journal) -> list[str]:
 
 def test_a_deal_that_came_already_is_dropped(journal: Journal, once: Once) -> None:
     assert once.keep([deal(1), deal(2)], 0) == 0
-    assert once.keep([deal(2), deal(3)], 0) == 1
+    assert once.keep([deal(2), deal(3), deal(3)], 0) == 2
     assert stored(journal) == ["1|1|1", "2|1|1", "3|1|1"]
 
 
@@ -105,3 +105,30 @@ def test_a_list_fills_in_what_is_missing_and_no_more(journal: Journal, once: Onc
     assert once.fill(listed, 0) == 0
     assert stored(journal) == ["1|1|1", "2|1|1", "2|1|1", "2|1|1", "3|1|1"]
     assert once.keep([deal(3), deal(3, id=30), deal(2, id=21), deal(4)], 0) == 2, "two of them were filled in"
+
+
+def test_a_deal_that_was_filled_in_comes_from_each_connection(journal: Journal, once: Once) -> None:
+    assert once.fill([deal(1, id=0), deal(2, id=0)], 0) == 2
+    assert once.keep([deal(1)], 0, 1) == 1
+    assert once.keep([deal(1)], 0, 2, in_front=False) == 1
+    assert once.keep([deal(2, id=0)], 0, 2, in_front=False) == 1
+    assert once.keep([deal(2, id=0)], 0, 1) == 1
+    assert stored(journal) == ["1|1|1", "2|1|1"]
+
+
+def test_a_deal_that_came_does_not_stand_for_one_that_was_filled_in(journal: Journal, once: Once) -> None:
+    came, filled = deal(1, id=7), deal(1, id=8)  # at the same time, of the same numbers
+    once.keep([came], 0, 1)
+    assert once.fill([came._replace(id=0), filled._replace(id=0)], 0) == 1
+    assert once.keep([came], 0, 2, in_front=False) == 1
+    assert once.keep([filled], 0, 1) == 1
+    assert stored(journal) == ["1|1|1", "1|1|1"]
+
+
+def test_deals_of_a_journal_of_before_are_told_by_the_time_of_their_frame(journal: Journal, once: Once) -> None:
+    journal.append([(T + 400, "d", "1|1|1", 7, 0), (T + 400, "d", "2|1|1", 8, 0)])
+    listed = [
+        Row(T + t, "d", m, 0, T + t) for t, m in ((350, "1|1|1"), (350, "1|1|1"), (390, "2.0|1|1"), (450, "2|1|1"))
+    ]
+    assert once.fill(listed, 0) == 2
+    assert stored(journal) == ["1|1|1", "2|1|1", "1|1|1", "2|1|1"]

@@ -70,13 +70,14 @@ def slow_length(gaps: list[tuple[str, int, int]]) -> int:
     return sum(there - here for here, there in pairwise(edges) if any(a <= here and there <= b for _, a, b in gaps))
 
 
-def slow_channel(rows: Rows, start: int, end: int) -> dict[str, Any]:
-    """Return what is to be found of the rows of one channel."""
+def slow_channel(rows: Rows, start: int, end: int, gaps: list[tuple[int, int]]) -> dict[str, Any]:
+    """Return what is to be found of the rows of one channel, where these gaps are."""
     times = [ts for ts, _, _ in rows]
     behind = [max(times[: at + 1]) - ts for at, ts in enumerate(times)]
     minutes = {m: len(list(same)) for m, same in groupby(sorted(ts // 60_000 * 60 for ts in times))}
     full = range(-(-start // 60_000) * 60, end // 60_000 * 60, 60)
-    counts = [minutes.get(minute, 0) for minute in full] if len(full) >= 3 else []
+    whole = [minute for minute in full if not any(a < (minute + 60) * 1000 and minute * 1000 < b for a, b in gaps)]
+    counts = [minutes.get(minute, 0) for minute in whole] if len(whole) >= 3 else []
     return {
         "rows": len(rows),
         "first_ms": min(times, default=None),
@@ -123,9 +124,13 @@ def test_it_finds_what_a_plain_version_finds(rows: Rows, cuts: list[int], is_bou
         assert found.problem == "there are no rows"
         return
     gaps = []
+    filled_in, live = slow_filled_in(rows)
     for mt, name, channel in zip(("t", "d", "dp"), ("tickers", "deals", "depth"), found.channels, strict=True):
         of_channel = [row for row in rows if row[1] == mt]
-        expected = slow_channel(of_channel, start, end)
+        silent = slow_gaps(
+            [row[0] for row in of_channel] if name in LIMITS else live, LIMITS.get(name, 10_000), start, end
+        )
+        expected = slow_channel(of_channel, start, end, silent)
         duplicates = expected.pop("duplicates")
         assert_finding(channel.out_of_order, expected.pop("out_of_order"))
         if channel.duplicates is not None:
@@ -134,11 +139,9 @@ def test_it_finds_what_a_plain_version_finds(rows: Rows, cuts: list[int], is_bou
         assert {name: getattr(channel, name) for name in expected} == expected
         assert list(channel.by_minute) == sorted(channel.by_minute)
         if name in LIMITS:
-            silent = slow_gaps([row[0] for row in of_channel], LIMITS[name], start, end)
             gaps += [(name, *each) for each in silent]
     if start < end:
         assert found.coverage == pytest.approx(100 - 100 * slow_length(gaps) / (end - start))
-    filled_in, live = slow_filled_in(rows)
     gaps += [("all", *each) for each in slow_gaps(live, 10_000, start, end)]
     assert sorted((each.channel, each.start_ms, each.end_ms) for each in found.gaps) == sorted(gaps)
     assert [each.start_ms for each in found.gaps] == sorted(each.start_ms for each in found.gaps)
@@ -218,10 +221,16 @@ def test_rows_a_minute_need_three_full_minutes() -> None:
     tickers, _, depth = scanned(rows).channels
     assert (tickers.median_per_minute, tickers.min_per_minute, depth.median_per_minute) == (None, None, None)
     assert "n/a" in as_text(scanned(rows))
-    rows = merged(every(1, "t", 30, 130), every(1, "t", 180, 250))
+    rows = merged(every(1, "t", 30, 130), every(1, "t", 140, 250))
     tickers, deals, _ = scanned(rows).channels
-    assert (tickers.median_per_minute, tickers.min_per_minute) == (60, 11)
+    assert (tickers.median_per_minute, tickers.min_per_minute) == (60, 51)
     assert (deals.median_per_minute, deals.min_per_minute) == (0, 0)
+
+
+def test_rows_a_minute_are_those_of_minutes_without_a_gap() -> None:
+    rows = merged(*(every(1, mt, *times) for mt in ("t", "d", "dp") for times in ((0, 250), (990, 1200))))
+    for channel in scanned(rows).channels:
+        assert (channel.median_per_minute, channel.min_per_minute) == (60, 60)
 
 
 # Reconnects
@@ -236,7 +245,7 @@ def test_silence_of_all_channels_is_a_reconnect_with_the_deals_filled_in() -> No
     assert gap("all", 60, 75) in found.gaps
     assert found.channels[1].out_of_order.count == 7
     assert found.channels[1].worst_seconds == 18  # the deals of second 79 are before it
-    assert "no market data for 15.0 s, 7 deals filled in" in as_text(found)
+    assert "no market data for 15.0 s, 7 deals filled in or late" in as_text(found)
 
 
 def test_a_short_cut_shows_by_the_deals_filled_in() -> None:
@@ -528,9 +537,37 @@ def test_a_time_is_utc_unless_it_says_else(text: str, time: datetime) -> None:
     assert parse_time(text).tzinfo is UTC
 
 
-@pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"])
+NOW = datetime(2026, 11, 1, 12, 30, 15, 125_000, UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("today", datetime(2026, 11, 1, tzinfo=UTC)),
+        (" Yesterday", datetime(2026, 10, 31, tzinfo=UTC)),
+        ("-24h", NOW - timedelta(hours=24)),
+        ("-90s", NOW - timedelta(seconds=90)),
+        ("-5m", NOW - timedelta(minutes=5)),
+        ("-7d", NOW - timedelta(days=7)),
+    ],
+)
+def test_a_time_can_be_named_from_now(text: str, time: datetime) -> None:
+    assert parse_time(text, NOW) == time
+    assert abs(parse_time("-1h") - (datetime.now(UTC) - timedelta(hours=1))) < timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "tomorrow", "24h", "-h", "-1.5h", "-9999999d", f"-{'9' * 5000}d"),
+        *("2026-13-01", "1788335220", "0001-01-01T00:00:00+23:00"),
+    ],
+)
 def test_what_is_no_time_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or"):
+    with pytest.raises(
+        ValueError,
+        match=r"is no time: give a UTC date or ISO time, such as 2026-10-01 or 2026-10-01T13:30:00, yesterday or -24h",
+    ):
         parse_time(text)
 
 
