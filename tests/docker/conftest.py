@@ -25,18 +25,18 @@ def docker() -> Iterator[Docker]:
         yield docker
 
 
-@pytest.fixture(scope="session", params=COMPOSE)
+@pytest.fixture(scope="module", params=COMPOSE)  # the next module's deployments are on the same data: one at a time
 def deployed(docker: Docker, request: pytest.FixtureRequest) -> Iterator[tuple[Deployment, Path]]:
     with deployment(docker, request.param) as deployed:
         yield deployed
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def project(deployed: tuple[Deployment, Path]) -> Deployment:
     return deployed[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def exchange_log(deployed: tuple[Deployment, Path]) -> Path:
     """What the exchange has sent, a line of JSON per frame."""
     return deployed[1]
