@@ -79,11 +79,7 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("HISTORY", "1", 1),
     ("HISTORY_INTERVAL", "0.5", 0.5),
     ("HISTORY_KEEP_DAYS", "90", 90),
-    (
-        "HISTORY_ENGINE",
-        "ReplicatedMergeTree('/t/{table}', '{replica}')",
-        "ReplicatedMergeTree('/t/{table}', '{replica}')",
-    ),
+    ("HISTORY_ENGINE", "ReplicatedMergeTree", "ReplicatedMergeTree"),
     ("HISTORY_HOST", "archive", "archive"),
     ("HISTORY_PORT", "9440", 9440),
     ("HISTORY_USER", "keeper", "keeper"),

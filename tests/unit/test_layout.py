@@ -21,7 +21,7 @@ BELOW = {
 }
 """What each wing may import."""
 
-WAY = ("feed", "gaps", "once", "journal", "table", "stripelog")
+WAY = ("feed", "gaps", "once", "journal", "table", "stripelog", "historylog", "inserts")
 """A frame's way within `collect`."""
 
 WIRING = ("intake", "collector")
