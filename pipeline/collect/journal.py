@@ -438,6 +438,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that the file shrinks after an outage
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA cache_size = -256")  # KB; what is written goes to the log, and what is read is the newest
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE}")
