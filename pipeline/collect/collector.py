@@ -14,15 +14,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
 from pipeline.collect.backoff import backoff
 from pipeline.collect.errors import JournalError, JournalFull, TableMissing
 from pipeline.collect.health import Heartbeat
-from pipeline.collect.historylog import COLUMNS, HistoryLog
+from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.inserts import APPEND_ERRORS, TABLE_ERRORS
 from pipeline.collect.intake import Intake
-from pipeline.collect.journal import Journal, Position
+from pipeline.collect.journal import HISTORY, Journal, Position
 from pipeline.collect.lines import Lines
 from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import StripeLog
@@ -40,21 +41,29 @@ _TICK = 0.2  # seconds; how soon a signal is noticed
 _LAST_LINES = 2.0  # seconds that the last lines have to be read
 
 
-def collect(config: SymbolConfig) -> int:
+class Membership(NamedTuple):
+    """What a collector of a fleet is given. For the fleet, one process asks MEXC for the contracts."""
+
+    settings: Settings
+    figures_on: int
+    """The descriptor of a socket, to answer on with what others serve at METRICS_PORT."""
+
+
+def collect(config: SymbolConfig, fleet: Membership | None = None) -> int:
     """Collect the symbol of `config` until stopped by SIGINT or SIGTERM; return the exit code.
 
     0: stopped by a signal. 1: too many errors in a row, start it again. 2: it cannot run as configured.
     """
     lines = Lines()
     try:
-        return _collect(config, lines.say)
+        return _collect(config, lines.say, fleet)
     finally:
         lines.flush(_LAST_LINES)
 
 
-def _collect(config: SymbolConfig, say: Callable[[str], None]) -> int:
+def _collect(config: SymbolConfig, say: Callable[[str], None], fleet: Membership | None) -> int:
     try:
-        settings = load_settings()
+        settings = fleet.settings if fleet else load_settings()
         check_identifier("table_name", config["table_name"])
         path = PROJECT / settings.journal_dir / f"{config['table_name']}.db"
         journal = Journal(path, settings.journal_max_mb * 1024 * 1024, say)
@@ -64,14 +73,19 @@ def _collect(config: SymbolConfig, say: Callable[[str], None]) -> int:
         return EXIT_CONFIG
     if settings.metrics_port:
         try:
-            collector.serve_metrics()
+            collector.serve_metrics(fleet)
         except OSError as error:
-            say(
-                f"METRICS_PORT={settings.metrics_port} at {settings.metrics_host} cannot be used: {error.strerror};"
-                " each collector on a machine needs a port of its own"
-            )
+            say(metrics_refused(settings, error))
             return EXIT_CONFIG
-    return collector.run()
+    return collector.run(asks=fleet is None)
+
+
+def metrics_refused(settings: Settings, error: OSError) -> str:
+    """Return a line on a METRICS_PORT that cannot be used."""
+    return (
+        f"METRICS_PORT={settings.metrics_port} at {settings.metrics_host} cannot be used: {error.strerror};"
+        " each collector on a machine needs a port of its own"
+    )
 
 
 def _channels(methods: list[str]) -> list[str]:
@@ -86,7 +100,7 @@ class _History:
     def __init__(
         self, settings: Settings, name: str, journal: Journal, live: Position, say: Callable[[str], None]
     ) -> None:
-        self.position = journal.position(history_of(name), COLUMNS, beside=live)
+        self.position = journal.position(history_of(name), HISTORY, beside=live)
         self.log = HistoryLog(settings, name, self.position, live, say)
         self.table = Table(self.position, self.log, say, settings.max_batch_rows)
         self.is_in_trouble = False
@@ -144,14 +158,17 @@ class _Collector:
         self._ending = threading.Event()  # nothing more is read
         self._ended = threading.Event()  # nothing more is sent
 
-    def serve_metrics(self) -> None:
-        """Serve this collector's figures to Prometheus. Raises OSError where METRICS_PORT cannot be used."""
+    def serve_metrics(self, fleet: Membership | None) -> None:
+        """Serve this collector's figures to Prometheus, or to its fleet. Raises OSError where it cannot be done."""
         from pipeline.collect.metrics import Metrics  # what it imports takes memory, so only where it is wanted
 
         metrics = Metrics(self._symbol, self._table_name, self._stats, self._heartbeat, self._stripelog)
-        metrics.serve(self._settings)
+        if fleet:
+            metrics.answer(fleet.figures_on)
+        else:
+            metrics.serve(self._settings)
 
-    def run(self) -> int:
+    def run(self, *, asks: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note_signal)
         fills = [self._fill_table, *([self._fill_history] if self._history else [])]
@@ -159,8 +176,10 @@ class _Collector:
             [threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True) for target in part]
             for part in (self._intake.feeds(), fills)
         )
-        asks = threading.Thread(target=self._guard, args=(self._intake.check_contract,), name="contract", daemon=True)
-        for thread in (*feeds, *tables, asks):
+        if asks:
+            ask = self._intake.check_contract
+            threading.Thread(target=self._guard, args=(ask,), name="contract", daemon=True).start()
+        for thread in (*feeds, *tables):
             thread.start()
         last_block = self._watch()
         self._intake.stop()

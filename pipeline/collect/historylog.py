@@ -32,9 +32,6 @@ from pipeline.store.history import (
 )
 from pipeline.times import from_ms
 
-COLUMNS = "seq, ts, received, event, mt, id, m"
-"""Of the journal's rows, as `Position` has them."""
-
 _SELECT = (
     "SELECT n, toUnixTimestamp64Milli(ts), toUnixTimestamp64Micro(received), toUnixTimestamp64Milli(event),"
     " toString(mt), id, m"

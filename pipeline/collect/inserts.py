@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from clickhouse_driver import defines
+
 from config import Settings
 from pipeline.collect.errors import JournalFull, StillInserting, TableMissing, TableUnusable
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
@@ -22,6 +24,8 @@ _SETTINGS = {
     "receive_timeout": 30,  # seconds the server waits for the rest of an INSERT whose sender is gone
 }
 _FENCE_TIMEOUT = 60.0  # seconds
+
+defines.BUFFER_SIZE = 1 << 16  # bytes, twice a connection; the driver takes a megabyte, and rows are small
 
 TABLE_ERRORS = (TableMissing, TableUnusable, StillInserting, CompactionError, JournalFull)
 """Nothing can be sent at the moment; the text is one line that says why."""

@@ -13,9 +13,9 @@ import pytest
 
 from config import BTC_CONFIG, load_settings
 from pipeline.collect.errors import TableUnusable
-from pipeline.collect.historylog import COLUMNS, HistoryLog
+from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.inserts import APPEND_ERRORS
-from pipeline.collect.journal import RETAINED_ROWS, Journal
+from pipeline.collect.journal import HISTORY, RETAINED_ROWS, Journal
 from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store import history
@@ -46,7 +46,7 @@ class Writer:
     def open(self, max_bytes: int = 1 << 30) -> None:
         self.journal = Journal(self.path, max_bytes, self.said.append)
         self.live = self.journal.position("btc")
-        self.position = self.journal.position("btc_history", COLUMNS, beside=self.live)
+        self.position = self.journal.position("btc_history", HISTORY, beside=self.live)
         self.stripelog = StripeLog(self.settings, "btc", self.said.append)
         self.log = HistoryLog(self.settings, "btc", self.position, self.live, self.said.append)
         self.table = Table(self.live, self.stripelog, self.said.append, 10_000)
