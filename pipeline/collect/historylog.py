@@ -50,6 +50,8 @@ class Standing(Protocol):
     @property
     def number(self) -> int: ...
     @property
+    def base(self) -> int: ...
+    @property
     def base_seq(self) -> int: ...
     @property
     def last_seq(self) -> int: ...
@@ -200,8 +202,8 @@ class HistoryLog:
         """Go on in a history that is another one, or without rows that the journal no longer has."""
         if not self._live.stand().is_known:
             raise TableUnusable(f"{self.name} begins once it is known what {self._table} holds")
-        rows, first = self._note_beginning(was_made_anew=self._position.token not in (None, token))
-        self._position.adopt_here(token, self._position.stand().number)
+        rows, first, number = self._note_beginning(was_made_anew=self._position.token not in (None, token))
+        self._position.adopt_here(token, number)
         if rows > first:
             self._say(
                 f"{self.name} begins with the row after the first {rows:,} of {self._table}:"
@@ -212,8 +214,8 @@ class HistoryLog:
         """See whether the table and the history have the same rows since the last beginning; if not, note another."""
         live, here = self._live.stand(), self._position.stand()
         offset = live.rows - live.number
-        if not live.is_known or self._together == (live.token, offset) or offset + here.number < 0:
-            return
+        if not live.is_known or self._together == (live.token, offset) or here.number < max(live.base, -offset):
+            return  # or it is looked at again, once the history has come to where they may have parted
         known = beginnings(self.inserts.client, *self._place, live.token or "")
         is_whole = False
         if known:
@@ -221,7 +223,7 @@ class HistoryLog:
             ((fed,),) = self.inserts.client.execute(query)
             is_whole = known[-1].rows + fed == offset + here.number
         if not is_whole:
-            rows, first = self._note_beginning(was_made_anew=False)
+            rows, first, _ = self._note_beginning(was_made_anew=False)
             if known:
                 self._say(
                     f"{self._table} and {self.name} do not have the same rows among the {many(rows - first, 'row')}"
@@ -229,26 +231,32 @@ class HistoryLog:
                 )
         self._together = live.token, offset
 
-    def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int]:
-        """Note that the two go on together from here; return the table's rows until then, and how many are sure."""
+    def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int, int]:
+        """Note from where on the two go on together.
+
+        Returns how many rows the table has until there, how many of those are sure to be in the history, and the number
+        of the last of them.
+        """
         live, here = self._live.stand(), self._position.stand()
         client, token = self.inserts.client, live.token or ""
-        rows, n = live.rows - (live.number - here.number), here.next_seq
+        number = max(here.number, live.base)
+        following = self._position.pending(1, after=number - here.number)
+        rows, n = live.rows - (live.number - number), following[0][0] if following else live.next_seq
         if rows < 0:  # the table was made after the rows that come next
-            n = self._position.pending(1, after=-rows)[0][0]
+            n = self._position.pending(1, after=number - here.number - rows)[0][0]
             rows = 0
         known = beginnings(client, *self._place, token)
         if known and known[-1].rows <= rows:
             first, after = known[-1].rows, known[-1].n - 1
         else:
             first, after = 0, n - rows - 1
-            if before := self._position.seq_before(rows):  # of those, the history may have some
+            if before := self._position.seq_before(here.number - number + rows):  # of those, the history may have some
                 after = min(after, before)
             if was_made_anew:  # and took rows before that was noticed
                 ((count, lowest),) = client.execute(f"SELECT count(), min(n) FROM {self.name} WHERE n < {n}")
                 after = min(after, lowest - 1) if count else after
         record(client, *self._place, token, Beginning(first, rows, max(0, after), n))
-        return rows, first
+        return rows, first, number
 
 
 def _month(row: Any) -> tuple[int, int]:

@@ -488,6 +488,8 @@ class Standing(NamedTuple):
     """How many rows the table had."""
     number: int
     """How many rows were given until then; where those that come next are no longer here, until the oldest one."""
+    base: int
+    """Likewise, until its rows were last put into step with the table's by anything but the count."""
     base_seq: int
     """The seq after which all the table's rows are this journal's; 0 where that is not known any more."""
     last_seq: int
@@ -558,7 +560,7 @@ class Position:
             next_seq = found[0][0] if found else journal.newest + 1 if journal._has_begun else journal._first
             last_seq = journal._seq(self._number) if self._number > self._base else 0
             base_seq = journal._seq(self._base)
-            return Standing(self.token, self.rows, number, base_seq, last_seq, next_seq, self.is_open)
+            return Standing(self.token, self.rows, number, self._base, base_seq, last_seq, next_seq, self.is_open)
 
     def seq_before(self, count: int) -> int:
         """Return the seq of the row that is so many before the next one; 0 where that is not known any more."""

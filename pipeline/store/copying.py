@@ -28,7 +28,7 @@ from pipeline.times import from_ms
 _LONG = 3600.0  # seconds without a word from the server, while it counts or looks for rows
 _CHUNK = 10_000  # rows; their times have to fit into a query of 256 KB
 _REMEMBERED = 20 * _CHUNK  # of rows that are equal in all, which was found for another one already
-_HASH = "count(), sum(cityHash64(toUnixTimestamp64Milli(ts), toString(mt), m))"
+HASH = "count(), sum(cityHash64(toUnixTimestamp64Milli(ts), toString(mt), m))"
 _ONE_BY_ONE = ALL_ROWS | {"max_threads": 1}  # with more, rows come in any order
 
 Row = tuple[int, str, str]
@@ -123,11 +123,9 @@ class _Copy:
         ours = read_table(
             self._client,
             *self._place,
-            lambda source: self._client.execute(f"SELECT {_HASH} FROM {self._of(source, 'ts, mt, m')} WHERE {where}"),
+            lambda source: self._client.execute(f"SELECT {HASH} FROM {self._of(source, 'ts, mt, m')} WHERE {where}"),
         )
-        return bool(
-            ours == self._there.execute(f"SELECT {_HASH} FROM {self._history} WHERE {self._in_gap} AND {where}")
-        )
+        return bool(ours == self._there.execute(f"SELECT {HASH} FROM {self._history} WHERE {self._in_gap} AND {where}"))
 
     def _fill(self) -> Iterator[tuple[int, int]]:
         """Go through the table once; yield after each chunk how many of its rows went in, and how many are done."""

@@ -324,6 +324,6 @@ def pieces(client: Client, database: str, name: str, comment: str) -> list[Piece
             at = each.n
     return [
         *parts,
-        Piece(in_history=True, first=at, end=max(newest + 1, at)),
+        Piece(in_history=True, first=at, end=max(newest + 1, first)),
         Piece(in_history=False, first=max(0, rows + fed - before) if found else 0, end=None),
     ]
