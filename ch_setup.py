@@ -30,6 +30,7 @@ from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_miscon
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.store.schema import (
     ENGINE,
+    create_claims,
     create_database,
     create_table,
     drop_system_logs,
@@ -177,6 +178,7 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
     for name in drop_system_logs(client):
         print(f"  Dropped {name}")
     create_database(client, database)
+    create_claims(client, database)
     for config in ALL_CONFIGS:
         if reset:
             delete(client, database, config)

@@ -162,6 +162,12 @@ class Journal:
         with self._lock:
             return self._arrived.wait_for(lambda: self.waiting > 0, timeout)
 
+    def leave(self) -> None:
+        """Note that no table is to get what waits. Raises JournalFull."""
+        with self._lock:
+            for position in self._positions.values():
+                position.adopt(position.token, position.rows, position.waiting)
+
     def sync(self) -> None:
         """Put all that was appended so far on the disk for good; what a power loss takes came after.
 
@@ -553,7 +559,7 @@ class Position:
                 self._change(_number=number, _base=number, _sent=number, _known_to=number, rows=self.rows - count)
             return again
 
-    def adopt(self, token: str, rows: int, skip: int) -> None:
+    def adopt(self, token: str | None, rows: int, skip: int) -> None:
         """Go on after what a table holds that is another one, or in another state, than was known. Raises JournalFull.
 
         It has that `token` and `rows` rows, the first `skip` waiting ones among them, wherever they stand. Where that
