@@ -6,7 +6,7 @@ short is finished. Two options do something else: --compact rewrites tables into
 --repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
 
 Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, or damage is left,
-2 a setting, a table's name or a directory cannot be used.
+2 a setting, a table's name or a directory cannot be used, or SYMBOLS names what is no contract.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from pathlib import Path
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
-from config import ALL_CONFIGS, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
+from config import ConfigError, Settings, SymbolConfig, all_symbols, check_identifier, load_settings, more_symbols
+from pipeline.contracts import ask_contracts, no_contract
+from pipeline.rest import Rest, RestError
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.store.schema import (
@@ -70,7 +72,7 @@ def main() -> int:
         if options.repair is not None:
             return repair(options.repair, always=options.yes)
         settings = load_settings()
-        for config in ALL_CONFIGS:
+        for config in all_symbols(settings):
             check_identifier("table_name", config["table_name"])
         client = connect(settings)
         wait_for_server(client, settings, options.wait)
@@ -131,7 +133,7 @@ def repair(directory: str, *, always: bool) -> int:
 
 def compact_tables(settings: Settings, only: str) -> int:
     """Compact all tables, or the one named `only`, and print what is done; return the exit code."""
-    names = [config["table_name"] for config in ALL_CONFIGS if only in ("", config["table_name"])]
+    names = [config["table_name"] for config in all_symbols(settings) if only in ("", config["table_name"])]
     if not names:
         raise ConfigError(f"There is no table {only} in config.py")
     exit_code = 0
@@ -157,7 +159,7 @@ def show(steps: Iterable[Progress]) -> None:
 
 def reset_warning(settings: Settings) -> str:
     """Return what is deleted by --reset."""
-    names = ", ".join(config["table_name"] for config in ALL_CONFIGS)
+    names = ", ".join(config["table_name"] for config in all_symbols(settings))
     return f"This deletes ALL DATA in the tables {names} of {settings.clickhouse_database}."
 
 
@@ -179,7 +181,9 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
         print(f"  Dropped {name}")
     create_database(client, database)
     create_claims(client, database)
-    for config in ALL_CONFIGS:
+    unknown = unknown_symbols(client, settings)
+    configs = [config for config in all_symbols(settings) if config["symbol"] not in unknown]
+    for config in configs:
         if reset:
             delete(client, database, config)
         try:
@@ -192,10 +196,28 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
             print(error)
             return 1
     print("\nSetup Summary:")
-    for config in ALL_CONFIGS:
+    for config in configs:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
-    return 0
+    for line in unknown.values():
+        print(f"SYMBOLS: {line}", file=sys.stderr)
+    return 2 if unknown else 0
+
+
+def unknown_symbols(client: Client, settings: Settings) -> dict[str, str]:
+    """Return the symbols of SYMBOLS that have no table and are no contract of MEXC's, each with a line that says it.
+
+    There is none where MEXC cannot be asked: collectors ask again. One with a table may be off the market by now.
+    """
+    tables = existing_tables(client, settings.clickhouse_database)
+    new = [config["symbol"] for config in more_symbols(settings) if config["table_name"] not in tables]
+    if not new:
+        return {}
+    try:
+        contracts = ask_contracts(Rest(settings))
+    except RestError:
+        return {}
+    return {symbol: no_contract(symbol, contracts) for symbol in new if symbol not in contracts}
 
 
 class SetupError(Exception):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 from config import PROJECT, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
 from pipeline.collect.backoff import backoff
@@ -40,21 +41,29 @@ _LOOK = 0.5  # seconds between two looks whether the table is free
 _LAST_LINES = 2.0  # seconds that the last lines have to be read
 
 
-def collect(config: SymbolConfig) -> int:
+class Membership(NamedTuple):
+    """What a collector of a fleet is given. For the fleet, one process asks MEXC for the contracts."""
+
+    settings: Settings
+    figures_on: int
+    """The descriptor of a socket, to answer on with what others serve at METRICS_PORT."""
+
+
+def collect(config: SymbolConfig, fleet: Membership | None = None) -> int:
     """Collect the symbol of `config` until stopped by SIGINT or SIGTERM; return the exit code.
 
     0: stopped by a signal. 1: too many errors in a row, start it again. 2: it cannot run as configured.
     """
     lines = Lines()
     try:
-        return _collect(config, lines.say)
+        return _collect(config, lines.say, fleet)
     finally:
         lines.flush(_LAST_LINES)
 
 
-def _collect(config: SymbolConfig, say: Callable[[str], None]) -> int:
+def _collect(config: SymbolConfig, say: Callable[[str], None], fleet: Membership | None) -> int:
     try:
-        settings = load_settings()
+        settings = fleet.settings if fleet else load_settings()
         check_identifier("table_name", config["table_name"])
         path = PROJECT / settings.journal_dir / f"{config['table_name']}.db"
         journal = Journal(path, settings.journal_max_mb * 1024 * 1024, say)
@@ -64,14 +73,19 @@ def _collect(config: SymbolConfig, say: Callable[[str], None]) -> int:
         return EXIT_CONFIG
     if settings.metrics_port:
         try:
-            collector.serve_metrics()
+            collector.serve_metrics(fleet)
         except OSError as error:
-            say(
-                f"METRICS_PORT={settings.metrics_port} at {settings.metrics_host} cannot be used: {error.strerror};"
-                " each collector on a machine needs a port of its own"
-            )
+            say(metrics_refused(settings, error))
             return EXIT_CONFIG
-    return collector.run()
+    return collector.run(asks=fleet is None)
+
+
+def metrics_refused(settings: Settings, error: OSError) -> str:
+    """Return a line on a METRICS_PORT that cannot be used."""
+    return (
+        f"METRICS_PORT={settings.metrics_port} at {settings.metrics_host} cannot be used: {error.strerror};"
+        " each collector on a machine needs a port of its own"
+    )
 
 
 def _channels(methods: list[str]) -> list[str]:
@@ -107,14 +121,17 @@ class _Collector:
         self._ending = threading.Event()  # nothing more is read
         self._ended = threading.Event()  # nothing more is sent
 
-    def serve_metrics(self) -> None:
-        """Serve this collector's figures to Prometheus. Raises OSError where METRICS_PORT cannot be used."""
+    def serve_metrics(self, fleet: Membership | None) -> None:
+        """Serve this collector's figures to Prometheus, or to its fleet. Raises OSError where it cannot be done."""
         from pipeline.collect.metrics import Metrics  # what it imports takes memory, so only where it is wanted
 
         metrics = Metrics(self._symbol, self._table_name, self._stats, self._heartbeat, self._stripelog)
-        metrics.serve(self._settings)
+        if fleet:
+            metrics.answer(fleet.figures_on)
+        else:
+            metrics.serve(self._settings)
 
-    def run(self) -> int:
+    def run(self, *, asks: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note_signal)
         *feeds, table = (
@@ -122,8 +139,10 @@ class _Collector:
             for target in (*self._intake.feeds(), self._fill_table)
         )
         renews = threading.Thread(target=self._guard, args=(self._renew_claim,), name="lease", daemon=True)
-        asks = threading.Thread(target=self._guard, args=(self._check_contract,), name="contract", daemon=True)
-        for thread in (*feeds, table, renews, asks):
+        if asks:
+            ask = self._check_contract
+            threading.Thread(target=self._guard, args=(ask,), name="contract", daemon=True).start()
+        for thread in (*feeds, table, renews):
             thread.start()
         last_block = self._watch()
         self._intake.stop()
@@ -215,7 +234,7 @@ class _Collector:
         try:
             self._intake.check_contract()
         except UnknownContract as error:
-            self._end(EXIT_CONFIG, f"{error}; give another in config.py")
+            self._end(EXIT_CONFIG, f"{error}; give another in SYMBOLS, or config.py")
 
     def _renew_claim(self) -> None:
         self._lease.renew(self._ended)

@@ -2,6 +2,8 @@
 
     python3 -m pipeline.collect.health [TABLE ...]      all collectors that have left a status here, or those named
 
+With SYMBOLS, that is all of SYMBOLS, and of the others those that have left a status; what does not work comes first.
+
 Out: one line per collector; exit code 0 if all of them work, 1 if one does not, 2 if a setting cannot be used. The
 command reads a small file beside the journal (pipeline.status) and asks nobody. A status that cannot be written (a full
 disk) never stops a collector; what is left is too old then, and that is noticed.
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
-from config import PROJECT, ConfigError, Settings, load_settings
+from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, load_settings, more_symbols
 from pipeline.collect.journal import Position
 from pipeline.status import STATUS_SUFFIX, Status, check, status_path
 
@@ -80,16 +82,21 @@ def main(names: list[str]) -> int:
         print(error)
         return 2
     directory = PROJECT / settings.journal_dir
-    names = names or sorted(path.name.removesuffix(STATUS_SUFFIX) for path in directory.glob(f"*{STATUS_SUFFIX}"))
+    more = [config["table_name"] for config in more_symbols(settings)]
+    if not names:
+        names = sorted(path.name.removesuffix(STATUS_SUFFIX) for path in directory.glob(f"*{STATUS_SUFFIX}"))
+        if more:  # and not those that were in it formerly
+            names = [config["table_name"] for config in ALL_CONFIGS if config["table_name"] in names] + more
     if not names:
         print(f"no collector has reported in {directory} yet: it waits for the VPN, or is not running")
         return 1
-    all_work = True
-    for name in names:
-        works, line = check(status_path(settings, name), settings, time.time())
+    found = [(*check(status_path(settings, name), settings, time.time()), name) for name in names]
+    if more:
+        found.sort(key=lambda each: each[0])
+        print(f"{sum(works for works, *_ in found)} of {len(found)} collectors work")
+    for _, line, name in found:
         print(f"{name}: {line}")
-        all_work = all_work and works
-    return 0 if all_work else 1
+    return 0 if all(works for works, *_ in found) else 1
 
 
 if __name__ == "__main__":

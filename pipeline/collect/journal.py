@@ -68,6 +68,14 @@ INSERT INTO runs SELECT seq, seq - 1 FROM rows ORDER BY seq LIMIT 1;
 DROP TABLE state_0;
 PRAGMA user_version = {VERSION};
 """
+STRIPELOG = """
+    CAST(ifnull(ts, 0) AS INTEGER),
+    CASE WHEN mt IN ('t', 'd', 'dp', 'dl') THEN mt ELSE 'dl' END,
+    CAST(ifnull(m, '') AS TEXT)
+"""
+"""The columns of `rows` that a StripeLog table has. A flipped bit that SQLite does not notice would make a row that no
+table takes, and everything behind it wait for ever; such a row goes as a dead letter."""
+
 _COLUMNS_0 = ["id", "ts", "mt", "m", "trade"]
 _INSERT = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)"
 
@@ -144,10 +152,10 @@ class Journal:
             found = self._query("SELECT ts FROM rows WHERE mt <> 'dl' ORDER BY seq DESC LIMIT 1")
             return found[0][0] if found else None
 
-    def position(self, name: str, columns: str = "ts, mt, m") -> Position:
+    def position(self, name: str, columns: str = STRIPELOG) -> Position:
         """Return where the table `name` stands; of one that was not asked for before, nothing is known.
 
-        `columns` are those of `rows` that the table takes. Raises JournalFull.
+        `columns` are what the table takes of `rows`. Raises JournalFull.
         """
         with self._lock:
             if name not in self._positions:
@@ -387,7 +395,10 @@ class Journal:
     # Damage
 
     def _query(self, sql: str, *parameters: object) -> list[Any]:
-        return self._guarded(lambda: self._db.execute(sql, parameters).fetchall())
+        try:
+            return self._guarded(lambda: self._db.execute(sql, parameters).fetchall())
+        except sqlite3.OperationalError as error:
+            raise JournalError(f"{self.path} cannot be read: {error}; see whether the disk fails") from None
 
     def _guarded(self, do: Callable[[], _T]) -> _T:
         """Return what `do` does; where it finds the file damaged, save what is left, and do it again.
@@ -444,6 +455,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA locking_mode = EXCLUSIVE")
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that the file shrinks after an outage
         db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA cache_size = -256")  # KB; what is written goes to the log, and what is read is the newest
         db.execute("PRAGMA synchronous = NORMAL")
         db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * _PAGE}")

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from clickhouse_driver import defines
+
 from config import Settings
 from pipeline.collect.autocompact import AutoCompaction
 from pipeline.collect.errors import JournalFull, StillInserting, TableMissing
@@ -24,6 +26,8 @@ _SETTINGS = {
     "receive_timeout": 30,  # seconds the server waits for the rest of an INSERT whose sender is gone
 }
 _FENCE_TIMEOUT = 60.0  # seconds
+
+defines.BUFFER_SIZE = 1 << 16  # bytes, twice a connection; the driver takes a megabyte, and rows are small
 
 TABLE_ERRORS = (TableMissing, StillInserting, CompactionError, JournalFull)
 """Nothing can be sent at the moment; the text is one line that says why."""

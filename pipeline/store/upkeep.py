@@ -1,8 +1,9 @@
 """Compacts tables for collectors that may not: in docker-compose.yml, their user of ClickHouse can only add rows.
 
-In: the tables of config.py, and COMPACT_BLOCKS. Out: each is compacted (pipeline.store.compact) when it has more small
-blocks than that, and brought back where a compaction of it was cut short. Promise: as where a collector does it itself,
-at most a twentieth of the time goes to a table, and one that cannot be compacted stays as it was and is put off.
+In: the tables of all symbols, and COMPACT_BLOCKS. Out: each is compacted (pipeline.store.compact), one after the other,
+when it has more small blocks than that, and brought back where a compaction of it was cut short. Promise: as where a
+collector does it itself, at most a twentieth of the time goes to a table, and one that cannot be compacted stays as it
+was and is put off.
 
     python3 -m pipeline.store.upkeep        until SIGTERM or Ctrl-C; exit code 2 for a setting that cannot be used
 """
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterable
 
-from config import ALL_CONFIGS, ConfigError, Settings, load_settings
+from config import ConfigError, Settings, all_symbols, load_settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, count_small_blocks, resume
 
@@ -82,7 +83,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    tables = [Upkeep(settings, config["table_name"]) for config in ALL_CONFIGS]
+    tables = [Upkeep(settings, config["table_name"]) for config in all_symbols(settings)]
     try:
         while True:
             for table in tables:

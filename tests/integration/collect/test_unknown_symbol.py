@@ -27,7 +27,7 @@ def test_where_rest_knows_of_no_such_contract_it_ends(running: Stack) -> None:
     running.exchange()
     collector = start(running)
     assert collector.wait() == 2
-    assert re.match(r"MEXC does not know NOPE_USDT: .*; give another in config.py$", collector.lines[-1])
+    assert re.match(r"MEXC does not know NOPE_USDT: .*; give another in SYMBOLS, or config.py$", collector.lines[-1])
 
 
 @pytest.mark.timeout(300)
