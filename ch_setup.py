@@ -37,6 +37,7 @@ from pipeline.store.compact import BeingCompacted, CompactionError, Progress, co
 from pipeline.store.copying import copy
 from pipeline.store.schema import (
     ENGINE,
+    create_claims,
     create_database,
     create_table,
     drop_system_logs,
@@ -214,6 +215,7 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
     for name in drop_system_logs(client):
         print(f"  Dropped {name}")
     create_database(client, database)
+    create_claims(client, database)
     unknown = unknown_symbols(client, settings)
     configs = [config for config in all_symbols(settings) if config["symbol"] not in unknown]
     for config in configs:

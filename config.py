@@ -220,6 +220,13 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     )
 
 
+def origin(name: str, environ: Mapping[str, str] | None = None, dotenv: Path | None = PROJECT / ".env") -> str:
+    """Return in words where the setting `name` has its value from, by the same rules as `load_settings`."""
+    if (os.environ if environ is None else environ).get(name, "").strip():
+        return "from the environment"
+    return "from .env" if _read_dotenv(dotenv).get(name, "").strip() else "the default"
+
+
 def check_identifier(what: str, name: str) -> None:
     """Raise ConfigError unless `name` can stand in SQL as it is; `what` is what the user knows it by."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):

@@ -37,6 +37,8 @@ class Status:
     """Whether rows wait because the table is being compacted."""
     connections_down: int = 0
     """How many of the connections to the exchange that are wanted are not there."""
+    blocked: str = ""
+    """What has to be put right before anything goes on, a line; empty where nothing has."""
     trouble: list[str] = field(default_factory=list)
     """What is wrong with subscriptions, a line each."""
     channel_ages: dict[str, float] = field(default_factory=dict)
@@ -72,6 +74,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
         return False, f"the collector has not reported for {age:.0f} s: it is stuck or not running, or the disk is full"
     if status.journal_full:
         return False, "the journal takes no more, new rows are LOST: free some disk, or see JOURNAL_MAX_MB"
+    if status.blocked:
+        return False, f"{status.blocked}; {many(status.waiting, 'row')} wait{'s' * (status.waiting == 1)}"
     # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
     if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
         return False, f"nothing came from the exchange for {status.frame_age:.0f} s"

@@ -8,7 +8,7 @@ Promise: each row that was read is stored once, in the order it came, whatever d
     gaps ----+                                  +--> table --> historylog --+
 
     intake wires what comes from the exchange, collector all of it; stats, health and metrics watch; backoff, channels,
-    lines, salvage, autocompact and errors are their tools
+    lease, lines, salvage, autocompact and errors are their tools
 
 A module on the way imports none that is earlier on it.
 """

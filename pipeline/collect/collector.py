@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import FrameType
 from typing import NamedTuple
@@ -24,10 +25,12 @@ from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.inserts import APPEND_ERRORS, TABLE_ERRORS
 from pipeline.collect.intake import Intake
 from pipeline.collect.journal import HISTORY, Journal, Position
+from pipeline.collect.lease import LEASE, Lease, TableTaken
 from pipeline.collect.lines import Lines
 from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
+from pipeline.contracts import UnknownContract
 from pipeline.store.client import explain, is_misconfigured
 from pipeline.store.history import explain_history, history_of
 
@@ -38,6 +41,7 @@ _SETUP_TIMEOUT = 60.0  # seconds to wait for ch_setup.py at the start
 _RETRY = 1.0  # seconds between two tries to reach ClickHouse
 _SYNC = 1.0  # seconds; the most that a power loss takes from the journal
 _TICK = 0.2  # seconds; how soon a signal is noticed
+_LOOK = 0.5  # seconds between two looks whether the table is free
 _LAST_LINES = 2.0  # seconds that the last lines have to be read
 
 
@@ -145,14 +149,19 @@ class _Collector:
         self._position = journal.position(self._table_name)
         self._stripelog = StripeLog(settings, self._table_name, say)
         self._table = Table(self._position, self._stripelog, say, settings.max_batch_rows)
+        self._lease = Lease(settings, self._table_name, journal.path, say)
         self._history = _History(settings, self._table_name, journal, self._position, say) if settings.history else None
         self._heartbeat = Heartbeat(
             settings, self._table_name, self._position, self._history.position if self._history else None
         )
+        self._waited = journal.waiting > 0  # rows of before
         give_up = partial(self._end, EXIT_ERRORS)
         self._intake = Intake(config, settings, journal, self._stats, self._heartbeat, say, give_up)
+        self._refusal = ""  # of ClickHouse, that it does not let this user in
         self._beat()
         self._signals = 0
+        self._started = time.monotonic()
+        self._is_refused = False  # for another collector has the table
         self._exit_code = EXIT_STOPPED
         self._last_words = ""
         self._ending = threading.Event()  # nothing more is read
@@ -176,14 +185,17 @@ class _Collector:
             [threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True) for target in part]
             for part in (self._intake.feeds(), fills)
         )
+        renews = threading.Thread(target=self._guard, args=(self._renew_claim,), name="lease", daemon=True)
         if asks:
-            ask = self._intake.check_contract
+            ask = self._check_contract
             threading.Thread(target=self._guard, args=(ask,), name="contract", daemon=True).start()
-        for thread in (*feeds, *tables):
+        for thread in (*feeds, *tables, renews):
             thread.start()
         last_block = self._watch()
         self._intake.stop()
         self._drain(feeds, tables)
+        if self._is_refused:
+            self._leave()
         if self._exit_code != EXIT_CONFIG:
             if self._journal.waiting:
                 self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
@@ -201,6 +213,9 @@ class _Collector:
             target()
         except JournalError as error:
             self._end(EXIT_ERRORS, str(error))
+        except TableTaken as error:
+            self._is_refused = True
+            self._end(EXIT_CONFIG, str(error))
         except Exception:  # noqa: BLE001 (whatever it was)
             self._say(traceback.format_exc().rstrip())
             self._end(EXIT_ERRORS, "This is a bug: please report the lines above")
@@ -209,6 +224,14 @@ class _Collector:
         """End the process with `exit_code`, and with `line` as the last one."""
         self._exit_code, self._last_words = exit_code, line
         self._ending.set()
+
+    def _leave(self) -> None:
+        """Have no later start bring what was taken meanwhile: the collector that has the table has the same."""
+        if time.monotonic() - self._started < 2 * LEASE and not (self._waited or self._lease.was_held):
+            with suppress(JournalFull):
+                self._journal.leave()
+        if self._journal.waiting:
+            self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
 
     def _failed(self, kind: ErrorKind, line: str) -> None:
         """Say and count an error that is not the exchange's: a fresh start would not mend it, and costs frames."""
@@ -222,12 +245,19 @@ class _Collector:
         was_in_step = False
         tries = _Tries("ClickHouse", self._position, self._failed, self._say)
         while not self._ended.is_set():
-            if self._table.in_step and not self._wait_for_rows():
+            if self._lease.is_held and self._table.in_step and not self._wait_for_rows():
                 continue
             try:
+                if not self._lease.is_held:
+                    if not self._lease.claim():
+                        self._ended.wait(_LOOK)
+                        continue
+                    for table in (self._table, *([self._history.table] if self._history else [])):
+                        table.doubt()  # somebody else may have written meanwhile
                 rows = self._table.append_pending()
             except APPEND_ERRORS as error:
                 line = str(error) if isinstance(error, TABLE_ERRORS) else explain(error, self._settings)
+                self._refusal = line if is_misconfigured(error) else ""
                 late = time.monotonic() > setup_until
                 if not was_in_step and (late if isinstance(error, TableMissing) else is_misconfigured(error)):
                     self._end(EXIT_CONFIG, line)
@@ -235,12 +265,21 @@ class _Collector:
                 tries.failed(line)
                 self._ended.wait(_RETRY)
                 continue
-            was_in_step = True
+            was_in_step, self._refusal = True, ""
             self._stats.appended(mt for _, mt, _ in rows)
             tries.succeeded()
             if rows and not self._stripelog.compaction.inserted(self._ended.is_set):
                 self._table.doubt()
         self._stripelog.close()
+
+    def _check_contract(self) -> None:
+        try:
+            self._intake.check_contract()
+        except UnknownContract as error:
+            self._end(EXIT_CONFIG, f"{error}; give another in SYMBOLS, or config.py")
+
+    def _renew_claim(self) -> None:
+        self._lease.renew(self._ended)
 
     def _wait_for_rows(self) -> bool:
         if not self._position.wait(timeout=_TICK):
@@ -269,6 +308,9 @@ class _Collector:
 
     def _wait_for_history(self, history: _History) -> bool:
         """Return whether it is time for an INSERT, having waited a moment for that."""
+        if not self._lease.is_held:
+            self._ended.wait(_TICK)
+            return False
         if not history.table.in_step:
             # It is told from what the table holds where the history begins, and at the start that is known in a moment.
             if history.position.token is not None or self._table.in_step:
@@ -315,6 +357,7 @@ class _Collector:
             journal_full=self._intake.journal_full,
             being_compacted=self._stripelog.compaction.under_way,
             connections_down=self._settings.connections - self._intake.up,
+            blocked=self._intake.unknown or self._refusal,
             trouble=self._intake.trouble(),
             channel_ages=self._intake.channel_ages(),
         )
@@ -340,3 +383,5 @@ class _Collector:
         self._ended.set()
         for table in tables:
             table.join(_RETRY)
+        if not any(table.is_alive() for table in tables):  # else it may yet store something
+            self._lease.release()

@@ -52,6 +52,7 @@ class Heartbeat:
         journal_full: bool,
         being_compacted: bool = False,
         connections_down: int = 0,
+        blocked: str = "",
         trouble: Sequence[str] = (),
         channel_ages: Mapping[str, float] | None = None,
     ) -> None:
@@ -66,6 +67,7 @@ class Heartbeat:
             journal_full=journal_full,
             being_compacted=being_compacted,
             connections_down=connections_down,
+            blocked=blocked,
             trouble=list(trouble),
             channel_ages={name: min(age, now - self._start) for name, age in (channel_ages or {}).items()},
             history_waiting=self.history.waiting if self.history else None,

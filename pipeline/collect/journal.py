@@ -171,6 +171,13 @@ class Journal:
                     raise JournalFull(f"{self.path} cannot be written: {error}") from None
             return self._positions[name]
 
+    def leave(self) -> None:
+        """Note that no table is to get what waits. Raises JournalFull."""
+        with self._lock:
+            for position in self._positions.values():
+                waiting = position.waiting
+                position.adopt(position.token, position.rows + (waiting if position._beside else 0), waiting)
+
     def sync(self) -> None:
         """Put all that was appended so far on the disk for good; what a power loss takes came after.
 
@@ -641,7 +648,7 @@ class Position:
                 self._go_to(number, rows=self.rows - count)
             return again
 
-    def adopt(self, token: str, rows: int, skip: int) -> None:
+    def adopt(self, token: str | None, rows: int, skip: int) -> None:
         """Go on after what a table holds that is another one, or in another state, than was known. Raises JournalFull.
 
         It has that `token` and `rows` rows, the first `skip` waiting ones among them, wherever they stand. Where that

@@ -17,7 +17,7 @@ from clickhouse_driver.errors import (
     UnexpectedPacketFromServerError,
 )
 
-from config import Settings
+from config import Settings, origin
 
 CLICKHOUSE_ERRORS = (Error, EOFError, OSError)
 """All that a call of clickhouse-driver can raise: a server that dies amid a query gives a bare EOFError or OSError."""
@@ -116,7 +116,8 @@ def explain(error: BaseException, settings: Settings, prefix: str = "CLICKHOUSE"
     server = f"ClickHouse at {settings.clickhouse_host}:{settings.clickhouse_port}"
     if isinstance(error, ServerException):
         if error.code in _REFUSED:
-            return f"{server} refuses user {settings.clickhouse_user}: check {prefix}_USER and {prefix}_PASSWORD"
+            given = " and ".join(f"{name} ({origin(name)})" for name in (f"{prefix}_USER", f"{prefix}_PASSWORD"))
+            return f"{server} refuses user {settings.clickhouse_user}: check {given}"
         if error.code == ErrorCodes.INCORRECT_QUERY and "is not Atomic" in error.message:
             advice = "make it anew with ENGINE = Atomic, or give another one in CLICKHOUSE_DATABASE"
         else:

@@ -21,6 +21,7 @@ from config import (
     choose_symbols,
     load_settings,
     more_symbols,
+    origin,
     symbol_config,
 )
 
@@ -285,6 +286,14 @@ def test_a_name_that_can_stand_in_sql_is_taken(name: str) -> None:
 def test_a_name_that_cannot_stand_in_sql_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^table_name="):
         check_identifier("table_name", name)
+
+
+def test_where_a_setting_is_from_can_be_said(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("CLICKHOUSE_PASSWORD=secret\nCLICKHOUSE_USER=\n")
+    assert origin("CLICKHOUSE_PASSWORD", {}, dotenv) == "from .env"
+    assert origin("CLICKHOUSE_PASSWORD", {"CLICKHOUSE_PASSWORD": "other"}, dotenv) == "from the environment"
+    assert origin("CLICKHOUSE_USER", {"CLICKHOUSE_USER": " "}, dotenv) == "the default"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ WIRING = ("intake", "collector", "fleet")
 WATCHERS = ("stats", "health", "metrics", "voice")
 """They look at the way, and nothing on it knows of them but what wires it."""
 
-TOOLS = ("backoff", "channels", "errors", "autocompact", "salvage", "lines")
+TOOLS = ("backoff", "channels", "errors", "autocompact", "lease", "salvage", "lines")
 """For whoever needs them; they know nothing of the way."""
 
 

@@ -609,7 +609,11 @@ def test_an_argument_that_cannot_be_used(run: Run, out: Path, arguments: list[st
 @pytest.mark.parametrize(
     ("env", "code", "line"),
     [
-        ({"CLICKHOUSE_PASSWORD": "wrong"}, 1, " refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"),
+        (
+            {"CLICKHOUSE_PASSWORD": "wrong"},
+            1,
+            " refuses user default: check CLICKHOUSE_USER (from",
+        ),
         ({"CLICKHOUSE_DATABASE": "other"}, 1, "Table other.btc does not exist: run ch_setup.py"),
         ({"CLICKHOUSE_DATABASE": "a-b"}, 2, "CLICKHOUSE_DATABASE=a-b cannot be used: "),
     ],

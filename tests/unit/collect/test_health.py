@@ -27,7 +27,7 @@ SETTINGS = Settings(stale_timeout=60, ping_interval=15)
 def checked(tmp_path: Path) -> Callable[..., tuple[bool, str]]:
     """Check a status that is GOOD but for what is given."""
 
-    def run(settings: Settings = SETTINGS, **changes: float | bool) -> tuple[bool, str]:
+    def run(settings: Settings = SETTINGS, **changes: float | bool | str) -> tuple[bool, str]:
         path = tmp_path / "btc.status.json"
         path.write_text(json.dumps(vars(replace(GOOD, **changes))))  # type: ignore[arg-type]
         return check(path, settings, NOW)
@@ -55,6 +55,12 @@ def test_a_status_from_before_the_clock_went_back_says_nothing(checked: Callable
     assert not works
     assert line == "the collector last reported 3600 s in the future: it is not running, the clock went back"
     assert checked(written=NOW + 5)[0]
+
+
+def test_what_has_to_be_put_right_is_said_before_all_else(checked: Callable[..., tuple[bool, str]]) -> None:
+    blocked = "MEXC does not know DOT_USDT"
+    assert checked(blocked=blocked, frame_age=500, waiting=12) == (False, f"{blocked}; 12 rows wait")
+    assert checked(blocked=blocked, waiting=1) == (False, f"{blocked}; 1 row waits")
 
 
 def test_silence_of_the_exchange_is_seen(checked: Callable[..., tuple[bool, str]]) -> None:
