@@ -54,7 +54,7 @@ format: venv/dev.done ## Put the code into the one style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv/bench.done ## Measure; the figures in the docs come from here
+bench: venv/bench.done venv-tools/done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
 
 chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them; nothing may be lost or doubled
