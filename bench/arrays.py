@@ -55,7 +55,7 @@ def main() -> None:
         export = ("export.py", "btc", "--format", "tardis", "--out", out, "--type")
         exporting, _ = timed(lambda: [stack.run(*export, kind) for kind in ("trades", "incremental_book_L2")])
         files = [str(path) for kind in ("trades", "incremental_book_L2") for path in sorted(out.glob(f"*_{kind}_*"))]
-        command = [PROJECT / "venv-tools/bin/python", "-c", _CONVERT, *files]
+        command = [str(PROJECT / "venv-tools/bin/python"), "-c", _CONVERT, *files]
         ran = subprocess.run(command, capture_output=True, text=True, check=True)
         converting = float(ran.stdout.splitlines()[-1])
     rows: list[tuple[str, float, float]] = [
