@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.messages import DEPTH
@@ -54,6 +54,7 @@ def replay(tables: Sequence[pa.Table]) -> list[tuple[Side, Side]]:
     return seen
 
 
+@settings(deadline=None)
 @given(BOOKS, st.integers(1, 5))
 def test_each_book_is_had_by_its_changes(books: list[Book], at_once: int) -> None:
     whole = table(books)
@@ -68,6 +69,7 @@ def test_many_books_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch)
     assert replay([table(books)]) == whole == [(bids, asks) for _, bids, asks in books]
 
 
+@settings(deadline=None)
 @given(BOOKS)
 def test_the_first_book_and_each_after_a_gap_come_whole(books: list[Book]) -> None:
     found = [changed for _, changed in changes([table(books)])]
@@ -87,6 +89,7 @@ def test_the_first_book_and_each_after_a_gap_come_whole(books: list[Book]) -> No
             assert not any(is_snapshot for is_snapshot, *_ in mine[len(before) + len(whole) :])
 
 
+@settings(deadline=None)
 @given(BOOKS)
 def test_a_book_like_the_one_before_changes_nothing(books: list[Book]) -> None:
     told = [place for _, changed in changes([table(books)]) for place in changed.book.tolist()]
