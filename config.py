@@ -1,4 +1,4 @@
-"""What is collected, and every setting. A new symbol is added in this file and nowhere else.
+"""What is collected, and every setting. A new symbol is a name in SYMBOLS, or is added in this file; nowhere else.
 
 A setting's environment variable is its name in capitals: ``ping_interval`` is PING_INTERVAL. Where it is set
 more than once, the environment wins over ``.env``, and ``.env`` over the default below.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -86,23 +86,75 @@ SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7
 ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
 
 
-def find_symbol(name: str) -> SymbolConfig | None:
-    """Return the symbol that `name` is the name of, or that of its table, in whatever case; None if there is none."""
-    for config in ALL_CONFIGS:
+_TAKEN = ("all",)  # what stands for all symbols on a command line
+
+
+def table_of(symbol: str) -> str:
+    """Return the name of a symbol's table: its coin's, `xrp`; the whole, `btc_usdc`, where it is not paid in USDT.
+
+    One that could not stand so in SQL, or on a command line, has a _ before it: `_1000pepe`, `_all`.
+    """
+    coin, _, quote = symbol.lower().partition("_")
+    name = coin if quote == "usdt" else symbol.lower()
+    return f"_{name}" if name[0].isdigit() or name in _TAKEN else name
+
+
+def more_symbols(settings: Settings) -> list[SymbolConfig]:
+    """Return the symbols that SYMBOLS adds to those above, in its order. Raises ConfigError."""
+    known = {config["symbol"] for config in ALL_CONFIGS}
+    tables = {config["table_name"]: config["symbol"] for config in ALL_CONFIGS}
+    more = []
+    for name in dict.fromkeys(re.split(r"[,\s]+", settings.symbols.strip(", \n").upper())):
+        if not name or name in known:
+            continue
+        if not re.fullmatch(r"[^\W_]+_[^\W_]+", name):
+            raise ConfigError(f"SYMBOLS: {name} is not the name of a contract: give such as XRP_USDT,DOGE_USDT")
+        if not name.isascii():
+            raise ConfigError(f"SYMBOLS: {name} has no name for its table: give it one in config.py")
+        table = table_of(name)
+        if other := tables.get(table):
+            raise ConfigError(f"SYMBOLS: {name} would have the table {table}, which is that of {other} in config.py")
+        more.append(symbol_config(name, table))
+    return more
+
+
+def all_symbols(settings: Settings) -> list[SymbolConfig]:
+    """Return all symbols, those of SYMBOLS last. Raises ConfigError."""
+    return [*ALL_CONFIGS, *more_symbols(settings)]
+
+
+def find_symbol(name: str, configs: Sequence[SymbolConfig] | None = None) -> SymbolConfig | None:
+    """Return the symbol that `name` is the name of, or that of its table, in whatever case; None if there is none.
+
+    `configs` are those to look among; without them, those above.
+    """
+    for config in ALL_CONFIGS if configs is None else configs:
         if name.lower() in (config["symbol"].lower(), config["table_name"].lower()):
             return config
     return None
 
 
-def known_symbols() -> str:
-    """Return the symbols by both their names, for a line that says what to give."""
-    return ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
+def choose_symbols(names: Sequence[str], configs: Sequence[SymbolConfig]) -> list[SymbolConfig]:
+    """Return those of `configs` that `names` are of, each once, in their order. Raises ConfigError for one of none."""
+    found = [find_symbol(name, configs) for name in names]
+    for name, config in zip(names, found, strict=True):
+        if config is None:
+            raise ConfigError(
+                f"There is no symbol {name} in config.py or SYMBOLS: give some of {known_symbols(configs)}"
+            )
+    return [config for config in configs if config in found]
+
+
+def known_symbols(configs: Sequence[SymbolConfig]) -> str:
+    """Return symbols by both their names, for a line that says what to give."""
+    return ", ".join(f"{config['table_name']} ({config['symbol']})" for config in configs)
 
 
 @dataclass(frozen=True)
 class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""
 
+    symbols: str = ""  # those that collect.py collects besides the ones above, such as XRP_USDT,DOGE_USDT
     mexc_ws_url: str = "wss://contract.mexc.com/edge"
     connections: int = 1  # WebSockets of each symbol; 2: where one is down, the other goes on
     mexc_rest_url: str = "https://api.mexc.com"  # where that does not answer, the WebSocket's host is asked
@@ -123,6 +175,15 @@ class Settings:
     flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
     max_batch_rows: int = 10_000  # most rows of one INSERT when catching up
     compact_blocks: int = 50_000  # small blocks, after which a collector rewrites its table into big ones; 0: never
+    history: int = 0  # 1: all rows go into a second table as well, where a range of time costs what is in it
+    history_interval: float = 5.0  # seconds that rows may wait to share an INSERT into it
+    history_keep_days: int = 0  # days after which a month of it is dropped; 0: never
+    history_engine: str = "MergeTree"  # of its table; any of that family, with its arguments
+    history_host: str = ""  # where it is; empty, and 0, and -1 below: where the other tables are
+    history_port: int = 0
+    history_user: str = ""
+    history_password: str = ""
+    history_secure: int = -1
     metrics_port: int = 0  # where a collector serves Prometheus; 0: nowhere
     metrics_host: str = "127.0.0.1"  # the address of this machine to serve it at
 
@@ -146,6 +207,12 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
+    if not re.fullmatch(r"[A-Za-z]*MergeTree(\([^()]*\))?", settings.history_engine):
+        raise ConfigError(
+            f"HISTORY_ENGINE={settings.history_engine} is no engine for it: MergeTree, or ReplicatedMergeTree('/path',"
+            " 'replica')"
+        )
+    more_symbols(settings)
     return replace(
         settings,
         journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir),
@@ -194,6 +261,11 @@ _LIMITS = {
     "flush_interval": (0, 3600),
     "max_batch_rows": (1, 1e6),
     "compact_blocks": (0, 1e9),
+    "history": (0, 1),
+    "history_interval": (0, 3600),
+    "history_keep_days": (0, 36_500),
+    "history_port": (0, 65535),
+    "history_secure": (-1, 1),
     "metrics_port": (0, 65535),
 }
 

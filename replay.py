@@ -21,7 +21,7 @@ import os
 import sys
 from datetime import datetime
 
-from config import ALL_CONFIGS, ConfigError, check_identifier, load_settings
+from config import ALL_CONFIGS, ConfigError, all_symbols, check_identifier, load_settings
 from export import chosen
 from local.replay import Replay
 from pipeline.human import many
@@ -46,8 +46,8 @@ def main() -> int:
     if options.start and options.end and options.start >= options.end:
         parser.error(f"--from {options.start:%Y-%m-%dT%H:%M:%S} is not before --to {options.end:%Y-%m-%dT%H:%M:%S}")
     try:
-        configs = chosen(options.symbols)
         settings = load_settings()
+        configs = chosen(options.symbols, all_symbols(settings))
         for config in configs:
             check_identifier("table_name", config["table_name"])
         rows = stored_rows(settings, configs, options.start, options.end)

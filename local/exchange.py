@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -347,6 +347,7 @@ class Exchange:
             options.replay.open("rb").close()
         self._ports = [options.port, options.rest_port]
         self._clients: set[Client] = set()
+        self._takers: defaultdict[str, set[Client]] = defaultdict(set)  # who has subscribed to something of a symbol
         self._accepted = 0
         self._markets: dict[str, Market] = {}
         self._sent: Counter[str] = Counter()
@@ -425,6 +426,8 @@ class Exchange:
             await client.attend(CONTRACTS, partial(self._subscribe, client), self._options.ping_limit)
         finally:
             self._clients.discard(client)
+            for symbol, _ in client.subscriptions:
+                self._takers[symbol].discard(client)
 
     def _subscribe(self, client: Client, symbol: str, method: str, param: dict[str, Any]) -> None:
         name = METHODS[method].partition(".")[0]
@@ -437,6 +440,7 @@ class Exchange:
             client.answer(f"rs.{method}", {"code": 1001, "message": f"Contract [{symbol}] not exists"})
             return
         first = not client.subscriptions
+        self._takers[symbol].add(client)
         client.dead.discard((symbol, METHODS[method]))
         if self._hits(f"{name}-mute"):
             client.dead.add((symbol, METHODS[method]))
@@ -471,10 +475,8 @@ class Exchange:
         """Send an event to all who subscribed to it; return the clients who still take frames of the symbol."""
         takers = [
             client
-            for client in self._clients
-            if not client.silent
-            and client.sent[symbol] < self._options.frames
-            and any(symbol == subscribed for subscribed, _ in client.subscriptions)
+            for client in self._takers[symbol]
+            if not client.silent and client.sent[symbol] < self._options.frames
         ]
         missed = event.channel == "deal"
         if event.channel == "depth.full":

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_driver import Client
 
-from config import SymbolConfig, find_symbol, known_symbols, load_settings
+from config import Settings, SymbolConfig, all_symbols, find_symbol, known_symbols, load_settings
 from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
@@ -164,7 +164,7 @@ def read(
         conditions.append(f"ts_ms < {_milliseconds(end)}")
     rows = f"SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toValidUTF8(m) AS text FROM {database}.{table}"
     query = f"SELECT ts_ms, text FROM ({rows} WHERE {' AND '.join(conditions)}) AS r CROSS JOIN (SELECT 1) AS one"
-    config = find_symbol(table)
+    config = find_symbol(table) or find_symbol(table, all_symbols(load_settings()))
     contract = config["contract"] if config else None
     if config and not contract:
         contract = known_contract(load_settings(), config)
@@ -181,16 +181,16 @@ def load(
 ) -> pa.Table:
     """Return all rows with start <= ts < end, from the ClickHouse of the settings, as one table in memory.
 
-    `symbol` is one of config.py's, by its name or its table's ("BTC_USDT", "btc"); `name` is one of TYPES. Times are
-    aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which are UTC unless they
-    say otherwise. Rows that do not decode are left out, with a warning that names them. Raises ValueError for an
-    argument that cannot be used, and LoadError.
+    `symbol` is one of config.py's or of SYMBOLS, by its name or its table's ("BTC_USDT", "btc"); `name` is one of
+    TYPES. Times are aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which
+    are UTC unless they say otherwise. Rows that do not decode are left out, with a warning that names them. Raises
+    ValueError for an argument that cannot be used, and LoadError.
     """
     if name not in TYPES:
         raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
     mt = TYPES[name]
-    table = _find_symbol(symbol)["table_name"]
     settings = load_settings()
+    table = _find_symbol(symbol, settings)["table_name"]
     database = settings.clickhouse_database
     start, end = (
         time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
@@ -445,10 +445,11 @@ def _stream(
         raise
 
 
-def _find_symbol(name: str) -> SymbolConfig:
-    config = find_symbol(name)
+def _find_symbol(name: str, settings: Settings) -> SymbolConfig:
+    configs = all_symbols(settings)
+    config = find_symbol(name, configs)
     if config is None:
-        raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols()}")
+        raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols(configs)}")
     return config
 
 

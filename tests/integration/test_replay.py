@@ -69,7 +69,7 @@ class Replay:
 
     def subscribed(self, *names: str, methods: tuple[str, ...] = METHODS, **param: Any) -> websocket.WebSocket:
         """Return a connection with subscriptions that are confirmed."""
-        ws = websocket.create_connection(self.url, timeout=PATIENCE)
+        ws = websocket.create_connection(self.url, timeout=PATIENCE, skip_utf8_validation=True)
         for name in names:
             for method in methods:
                 ws.send(json.dumps({"method": method, "param": {"symbol": SYMBOLS[name], "compress": False, **param}}))
