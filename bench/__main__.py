@@ -22,6 +22,7 @@ BENCHES = (
     "journal",
     "connections",
     "arrays",
+    "history",
 )
 
 

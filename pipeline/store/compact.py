@@ -542,9 +542,9 @@ class Compactor:
             time.sleep(_POLL)
 
     def _wait_for_idleness(self) -> None:
-        """Return once nobody seems to work on the table. Raises BeingCompacted where somebody does."""
+        """Return once nobody seems to work on the table, or it is back. Raises BeingCompacted where somebody does."""
         alive_until = time.monotonic() + _ALIVE
-        while time.monotonic() < alive_until:
+        while time.monotonic() < alive_until and self._full_name not in self._tables():
             if self._running(self._query_ids):
                 raise self._taken()
             time.sleep(_POLL)
