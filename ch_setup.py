@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """Prepare ClickHouse: drop its own log tables, create the database and one StripeLog table a symbol.
 
+With HISTORY=1 a history of each as well, where a range of time costs what is in it.
+
 Run again it changes nothing; tables that exist stay as they are, with all that is in them. A compaction that was cut
 short is finished. Two options do something else: --compact rewrites tables into big blocks while collectors run, and
 --repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
@@ -26,6 +28,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import ALL_CONFIGS, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
+from pipeline.store import history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.store.schema import (
@@ -69,8 +72,7 @@ def main() -> int:
         if options.repair is not None:
             return repair(options.repair, always=options.yes)
         settings = load_settings()
-        for config in ALL_CONFIGS:
-            check_identifier("table_name", config["table_name"])
+        check_settings(settings)
         client = connect(settings)
         wait_for_server(client, settings, options.wait)
         if options.reset and not (options.yes or confirmed(reset_warning(settings))):
@@ -89,6 +91,16 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 2 if is_misconfigured(error) else 1
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ConfigError where tables cannot be set up like that."""
+    for config in ALL_CONFIGS:
+        check_identifier("table_name", config["table_name"])
+    if settings.history and settings.history_keep_days and not settings.compact_blocks:
+        raise ConfigError(
+            "HISTORY_KEEP_DAYS would drop rows that COMPACT_BLOCKS=0 keeps elsewhere: set one of them otherwise"
+        )
 
 
 def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
@@ -156,8 +168,10 @@ def show(steps: Iterable[Progress]) -> None:
 
 def reset_warning(settings: Settings) -> str:
     """Return what is deleted by --reset."""
-    names = ", ".join(config["table_name"] for config in ALL_CONFIGS)
-    return f"This deletes ALL DATA in the tables {names} of {settings.clickhouse_database}."
+    names = [config["table_name"] for config in ALL_CONFIGS]
+    if settings.history:
+        names += [history.history_of(name) for name in names]
+    return f"This deletes ALL DATA in the tables {', '.join(names)} of {settings.clickhouse_database}."
 
 
 def confirmed(warning: str) -> bool:
@@ -189,11 +203,48 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
         except SetupError as error:
             print(error)
             return 1
+    if settings.history:
+        try:
+            provide_history(settings, reset=reset)
+        except SetupError as error:
+            print(error)
+            return 1
+        except CLICKHOUSE_ERRORS as error:
+            print(history.explain_history(error, settings), file=sys.stderr)
+            return 2 if is_misconfigured(error) else 1
     print("\nSetup Summary:")
     for config in ALL_CONFIGS:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
+        if settings.history:
+            print(
+                f"  {name.upper()} history: {history.history_of(name)} table, views {', '.join(history.views_of(name))}"
+            )
     return 0
+
+
+def provide_history(settings: Settings, *, reset: bool) -> None:
+    """Make what belongs to the histories of all tables, unless it is there, and see that it can be used.
+
+    Raises SetupError.
+    """
+    database = settings.clickhouse_database
+    client = history.connect_history(settings)
+    create_database(client, database)
+    for config in ALL_CONFIGS:
+        name = config["table_name"]
+        if reset and history.is_there(client, database, name):
+            print(f"Deleting {history.history_of(name)} table...")
+            history.drop(client, database, name)
+        is_new = not history.is_there(client, database, name)
+        print(
+            f"Creating {history.history_of(name)} table..."
+            if is_new
+            else f"Keeping {history.history_of(name)} table, it exists"
+        )
+        if not is_new and (wrong := history.what_is_wrong(client, database, name)):
+            raise SetupError(wrong)
+        history.provide(client, settings, name)
 
 
 class SetupError(Exception):

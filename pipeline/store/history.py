@@ -8,15 +8,14 @@ For a table `btc` there are, in the same database,
     btc_history                         the rows. n is their order: the journal's seq, in microseconds since the epoch
                                         where a run began; of rows that ch_setup.py --history copied, numbers below that
     btc_deals, btc_tickers, btc_depth   views on it with typed columns
-    history_begins                      one for all tables: from where on `btc` and its history have the same rows
+    history_begins                      one for all tables: which of their rows are in the history
 
-A `Beginning` says: the table with that creation token had `rows` rows when the history began; those of them after the
-first `first` are not in it; and each row that the table got after them is, or will be, in the history with that `n` or
-a higher one, in the same order. `ch_setup.py --history` copies what is missing, with n from `n - (rows - first)` to
-`n - 1`, and then notes a beginning with `first` = `rows`. Of several for a token, the one that `beginning_of` gives
-counts. So if `fed` of the history's rows have an n from there on, what `btc` has after its first `rows + fed` rows is
-what the history does not have yet. (Rows that HISTORY_KEEP_DAYS dropped do not count: with it, a table has to be turned
-over, not kept.)
+A row of `btc` has a number that stays: where the table was turned over, its comment says how
+many rows it had before, and those count (`parse_comment` in pipeline.store.schema). A `Beginning` says: of the rows
+after number `first`, up to number `rows`, the history may lack some, and has the others with `after` < n' < `n`; every
+row after them is in it, or will be, with n' >= `n`, in the same order. `ch_setup.py --history` copies what is missing
+into that gap of n, and then notes the same once more with `first` = `rows`. The last of several tells where `btc` and
+its history meet: see `seam`.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from clickhouse_driver import Client
 
 from config import Settings
 from pipeline.store.client import connect, explain
+from pipeline.store.schema import parse_comment
 
 COLUMNS = {
     "n": "UInt64",
@@ -45,14 +45,13 @@ COLUMNS = {
 BEGINS = "history_begins"
 """The table of beginnings."""
 
-VIEWS = ("deals", "tickers", "depth")
-"""The views on `btc_history` are named `btc_deals` and so on."""
-
 _WIDE = "min_bytes_for_wide_part = 0, min_rows_for_wide_part = 0"  # a compact part has a file called data.bin
 
 # Partitions are months of UTC, whatever the server's time zone: who sends an INSERT has to know where one ends.
 _PARTITION, _ORDER = "toYYYYMM(ts, 'UTC')", "mt, ts, n"
-_TTL = "toDate(ts, 'UTC') + toIntervalDay({days})"
+
+# By when rows came, not by their own time: a row whose time is wrong stays as long as those beside it.
+_TTL = "toDate(received, 'UTC') + toIntervalDay({days})"
 
 # The index on n is for who asks what was added since some n. What was acknowledged is on the disk: blocks come every
 # few seconds, so that costs little. Rows are dropped with the whole part of a month, never rewritten for it.
@@ -64,8 +63,9 @@ SETTINGS {wide}, non_replicated_deduplication_window = 1000, fsync_after_insert 
 COMMENT '{token}'
 """
 _BEGINS_TABLE = """
-CREATE TABLE IF NOT EXISTS {table} (name String, token String, first UInt64, rows UInt64, n UInt64)
-ENGINE = MergeTree ORDER BY (name, n) SETTINGS {wide}, fsync_after_insert = 1, fsync_part_directory = 1
+CREATE TABLE IF NOT EXISTS {table} (
+    name String, token String, history String, first UInt64, rows UInt64, after UInt64, n UInt64
+) ENGINE = MergeTree ORDER BY (name, n) SETTINGS {wide}, fsync_after_insert = 1, fsync_part_directory = 1
 """
 
 # Decimal(76, 18), not (38, 18): the product of two of the latter overflows, and no error says so. More than 18 digits
@@ -125,10 +125,24 @@ _SELECTS = {
 class Beginning(NamedTuple):
     """From where on a table and its history have the same rows; see the top of this module."""
 
-    token: str
     first: int
     rows: int
+    after: int
     n: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the history has all rows up to there."""
+        return self.first == self.rows
+
+
+class Seam(NamedTuple):
+    """What to read of a history, and what of its table, to have each row once."""
+
+    condition: str
+    """SQL on the history's rows: those that it has, none of a gap that is not filled yet, none that came since."""
+    ranges: list[tuple[int, int | None]]
+    """Of the table's rows, counted from 0 as they are stored: those to take, oldest first; None is its end."""
 
 
 def server_of(settings: Settings) -> Settings:
@@ -161,22 +175,26 @@ def history_of(name: str) -> str:
     return f"{name}_history"
 
 
+def views_of(name: str) -> list[str]:
+    """Return the names of the views on the history of the table `name`."""
+    return [f"{name}_{view}" for view in _SELECTS]
+
+
 def is_there(client: Client, database: str, name: str) -> bool:
     """Return whether the table `name` has a history."""
     query = "SELECT count() FROM system.tables WHERE database = %(database)s AND name = %(name)s"
     return bool(client.execute(query, {"database": database, "name": history_of(name)})[0][0])
 
 
-def provide(client: Client, settings: Settings, name: str) -> bool:
-    """Make the history of the table `name` unless it is there, and what belongs to it; return whether it was made.
+def provide(client: Client, settings: Settings, name: str) -> None:
+    """Make the history of the table `name` unless it is there, and what belongs to it.
 
     Of one that is there, views and HISTORY_KEEP_DAYS are made anew. Its layout is not touched: see `what_is_wrong`.
     """
     database, history = settings.clickhouse_database, f"{settings.clickhouse_database}.{history_of(name)}"
     client.execute(_BEGINS_TABLE.format(table=f"{database}.{BEGINS}", wide=_WIDE))
-    is_new = not is_there(client, database, name)
     days = settings.history_keep_days
-    if is_new:
+    if not is_there(client, database, name):
         client.execute(
             _TABLE.format(
                 table=history,
@@ -197,7 +215,6 @@ def provide(client: Client, settings: Settings, name: str) -> bool:
             f"CREATE OR REPLACE VIEW {database}.{name}_{view} AS"
             f" SELECT ts, received, event, n, {listed} FROM {history} WHERE mt = '{mt}'"
         )
-    return is_new
 
 
 def _codec(column: str) -> str:
@@ -248,21 +265,57 @@ def what_is_wrong(client: Client, database: str, name: str) -> str | None:
 
 def drop(client: Client, database: str, name: str) -> None:
     """Delete the history of the table `name` with all that is in it and belongs to it, if it is there."""
-    for view in VIEWS:
-        client.execute(f"DROP VIEW IF EXISTS {database}.{name}_{view} SYNC")
+    for view in views_of(name):
+        client.execute(f"DROP VIEW IF EXISTS {database}.{view} SYNC")
     client.execute(f"DROP TABLE IF EXISTS {database}.{history_of(name)} SYNC")
 
 
-def beginning_of(client: Client, database: str, name: str, token: str) -> Beginning | None:
-    """Return where the history of the table `name` with this creation token begins; None where it has not begun."""
+def token_of(client: Client, database: str, name: str) -> str:
+    """Return the creation token of the history of the table `name`; empty where it has none."""
+    query = "SELECT comment FROM system.tables WHERE database = %(database)s AND name = %(name)s"
+    found = client.execute(query, {"database": database, "name": history_of(name)})
+    return str(found[0][0]) if found else ""
+
+
+def beginnings(client: Client, database: str, name: str, token: str) -> list[Beginning]:
+    """Return the beginnings of the present history of the table `name` with this creation token, by `n`.
+
+    One that a later one covers is none any more.
+    """
     query = (
-        f"SELECT token, first, rows, n FROM {database}.{BEGINS} WHERE name = %(name)s AND token = %(token)s"
-        " ORDER BY n DESC, first DESC LIMIT 1"
+        f"SELECT max(first), rows, after, n FROM {database}.{BEGINS}"
+        " WHERE name = %(name)s AND token = %(token)s AND history = %(history)s"
+        " GROUP BY rows, after, n ORDER BY n, rows"
     )
-    found = client.execute(query, {"name": name, "token": token})
-    return Beginning(*found[0]) if found else None
+    parameters = {"name": name, "token": token, "history": token_of(client, database, name)}
+    found: list[Beginning] = []
+    for row in client.execute(query, parameters):
+        begins = Beginning(*row)
+        found = [each for each in found if each.rows <= begins.first and each.n < begins.n]
+        found.append(begins)
+    return found
 
 
-def record_beginning(client: Client, database: str, name: str, beginning: Beginning) -> None:
-    """Note a beginning of the history of the table `name`, for good."""
-    client.execute(f"INSERT INTO {database}.{BEGINS} (name, token, first, rows, n) VALUES", [(name, *beginning)])
+def record(client: Client, database: str, name: str, token: str, begins: Beginning) -> None:
+    """Note a beginning of the present history of the table `name` with this creation token, for good."""
+    row = (name, token, token_of(client, database, name), *begins)
+    client.execute(f"INSERT INTO {database}.{BEGINS} (name, token, history, first, rows, after, n) VALUES", [row])
+
+
+def seam(client: Client, database: str, name: str, comment: str) -> Seam:
+    """Return where the table `name`, whose comment is given, and its history meet at this moment.
+
+    Rows that come later are in neither part; those of the table are where they were as long as its comment is the same.
+    """
+    token, before = parse_comment(comment)
+    found = beginnings(client, database, name, token)
+    if not found:
+        return Seam("0", [(0, None)])
+    history = f"{database}.{history_of(name)}"
+    ((fed, newest),) = client.execute(f"SELECT count(), max(n) FROM {history} WHERE n >= {found[-1].n}")
+    gaps = [each for each in found if not each.is_whole]
+    condition = " AND ".join(
+        [f"n <= {max(newest, found[-1].n - 1)}", *(f"NOT (n > {each.after} AND n < {each.n})" for each in gaps)]
+    )
+    ranges = [(max(0, each.first - before), each.rows - before) for each in gaps if each.rows > before]
+    return Seam(condition, [*ranges, (max(0, found[-1].rows + fed - before), None)])

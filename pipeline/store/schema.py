@@ -19,6 +19,16 @@ CREATE TABLE {name} UUID '{uuid}' (
 """
 
 
+def parse_comment(comment: str) -> tuple[str, int]:
+    """Return a table's creation token, and how many rows it had before it was last turned over, by its COMMENT.
+
+    Turning over leaves the token as it is, so `token+1000` is the same table as `token`, and its first row the 1001st.
+    A `!` at the end is that of a table that is being emptied for that.
+    """
+    token, _, before = comment.removesuffix("!").partition("+")
+    return (token, int(before)) if before.isdecimal() else (comment, 0)
+
+
 def drop_system_logs(client: Client) -> list[str]:
     """Drop ClickHouse's own log tables, which outgrow the data otherwise; return their names."""
     found = client.execute(
