@@ -32,9 +32,9 @@ from clickhouse_driver import Client
 from config import Settings, SymbolConfig
 from pipeline.progress import progress
 from pipeline.read.klines import MINUTE, Bar, Klines
-from pipeline.read.source import History, Source, moment, read_rows
 from pipeline.rest import Rest
 from pipeline.store.client import permitted
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.times import to_ms
 
 LATEST_MS = 2_000
@@ -129,7 +129,7 @@ def audit(
     klines are left out.
 
     With `show_progress` a terminal sees how far it is. Of a `history`, only the rows of that time are read. Raises
-    pipeline.read.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    pipeline.store.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     rest = Rest(settings)
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)

@@ -32,9 +32,9 @@ from clickhouse_driver import Client
 from config import SymbolConfig, find_symbol, known_symbols, load_settings
 from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
-from pipeline.read.source import HistoryError, Source, find_source, moment, open_history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
 from pipeline.store.compact import tables_of
+from pipeline.store.source import HistoryError, Source, find_source, moment, open_history
 from pipeline.times import iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
@@ -180,7 +180,7 @@ def read(
     `client` is of no other use until all is read or the iterator is closed; then it is free for the next query.
 
     Raises ValueError at once for an unknown type and for a time without zone; while reading, one of
-    pipeline.store.client.CLICKHOUSE_ERRORS, and pipeline.read.source.HistoryError. A table does not exist while it is
+    pipeline.store.client.CLICKHOUSE_ERRORS, and pipeline.store.source.HistoryError. A table does not exist while it is
     compacted; a query that has begun is not disturbed by that.
     """
     condition = condition_of(mt, start, end)
@@ -422,7 +422,7 @@ def _origin_columns(times: pa.Array, origin: Origin) -> list[pa.Array]:
     arrays = [
         pa.array(origin.event_ms, pa.int64()),
         pc.if_else(is_known, received, pa.scalar(None, pa.int64())),
-        pc.if_else(pc.equal(ids, 0), pa.scalar(None, pa.uint64()), ids),
+        pc.if_else(pc.equal(ids, pa.scalar(0, pa.uint64())), pa.scalar(None, pa.uint64()), ids),
     ]
     return [array.cast(kind) for array, (_, kind) in zip(arrays, _ORIGIN, strict=True)]
 

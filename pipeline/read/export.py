@@ -44,10 +44,11 @@ from pipeline.progress import progress
 from pipeline.read import decode
 from pipeline.read.decode import BadRow
 from pipeline.read.klines import MINUTE, Bar, Klines
-from pipeline.read.source import History, HistoryError, Source, find_source, moment, open_history
 from pipeline.rest import Rest
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import tables_of
+from pipeline.store.schema import parse_comment
+from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
 from pipeline.times import iso
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
@@ -269,7 +270,8 @@ class _Exporter:
             source = find_source(client, database, self._table, self._history)
             self._source = source if source.history else None
             self._job = replace(self._job, has_origin=source.history is not None and self._job.type in decode.TYPES)
-            self._token = next(iter(tables_of(client, database, self._table).values()), "")
+            comment = next(iter(tables_of(client, database, self._table).values()), "")
+            self._token, _ = parse_comment(comment)
             with source.explained():
                 counted = source.client.execute(
                     f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"

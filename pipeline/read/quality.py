@@ -27,9 +27,9 @@ from clickhouse_driver import Client
 from config import SymbolConfig
 from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, TYPE_NAMES, parse_frame
 from pipeline.progress import progress
-from pipeline.read.source import History, Source, moment, read_rows
 from pipeline.store.client import permitted
 from pipeline.store.compact import is_being_compacted, read_table
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.times import to_ms
 
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
@@ -210,7 +210,7 @@ def examine(
     filled in, leaves no trace. What is filled in for two cuts within 10 seconds counts as one.
 
     With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are; of a
-    `history`, only the rows of the time asked for are read. Raises pipeline.read.source.HistoryError, and one of
+    `history`, only the rows of the time asked for are read. Raises pipeline.store.source.HistoryError, and one of
     pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)

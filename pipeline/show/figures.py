@@ -19,8 +19,8 @@ from clickhouse_driver import Client
 
 from pipeline.read.audit import SymbolAudit
 from pipeline.read.quality import LEVELS, ChannelQuality, SymbolQuality
-from pipeline.read.source import History, Source, moment, read_rows
 from pipeline.store.client import permitted
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.store.storage import TableStorage
 from pipeline.times import to_ms
 
@@ -60,7 +60,7 @@ def read_prices(
 
     They are averaged by ClickHouse over equally long times of a second or more, `points` at most; times without an
     order book that has both sides are left out. Of a `history`, only the rows of that time are read. Raises
-    pipeline.read.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    pipeline.store.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     start_ms, end_ms = to_ms(start), to_ms(end)
     step_ms = max(1, -(-(end_ms - start_ms) // ((points - 1) * 1000))) * 1000

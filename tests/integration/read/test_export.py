@@ -432,8 +432,8 @@ def export_here(stack: Stack, out: Path, job: Job | None = None) -> Result:
 def after_counting(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
     count = module._Exporter._count
 
-    def count_then_do(self: Any) -> dict[int, int]:
-        found = count(self)
+    def count_then_do(self: Any, *days: int) -> dict[int, int]:
+        found = count(self, *days)
         do(found)
         return found
 

@@ -20,7 +20,8 @@ from clickhouse_driver import Client
 from config import Settings
 from pipeline.store.client import CLICKHOUSE_ERRORS
 from pipeline.store.compact import read_table, tables_of
-from pipeline.store.history import beginning_of, connect_history, explain_history, history_of, is_there
+from pipeline.store.history import beginnings, connect_history, explain_history, history_of, is_there
+from pipeline.store.schema import parse_comment
 
 _T = TypeVar("_T")
 
@@ -48,19 +49,24 @@ class History:
             raise HistoryError(explain_history(error, self._settings)) from None
 
     def source_of(self, client: Client, database: str, name: str) -> Source | None:
-        """Return the history of the table `name`; None where there is none, or it lacks rows that the table has.
+        """Return the history of the table `name`; None where there is none, or the table has rows that it lacks.
 
-        `client` is of the server that has the table.
+        `client` is of the server that has the table. Raises HistoryError, also where neither has all rows.
         """
+        history = f"{database}.{history_of(name)}"
         with self.explained():
             if not is_there(self.client, database, name):
                 return None
-        tokens = set(tables_of(client, database, name).values())
-        with self.explained():
-            begun = [beginning_of(self.client, database, name, token) for token in tokens]
-        if tokens and not any(each and each.first >= each.rows for each in begun):
-            return None
-        return Source(self.client, f"{database}.{history_of(name)}", self)
+        for comment in tables_of(client, database, name).values():
+            token, before = parse_comment(comment)
+            with self.explained():
+                begun = beginnings(self.client, database, name, token)
+            if not begun or not all(each.is_whole for each in begun):
+                if before and begun:
+                    lacks = f"Table {history} lacks rows that {database}.{name} has"
+                    raise HistoryError(f"{lacks}, which was turned over before: run ch_setup.py --history")
+                return None
+        return Source(self.client, history, self)
 
 
 @contextmanager
