@@ -4,11 +4,12 @@
 With HISTORY=1 a history of each as well, where a range of time costs what is in it.
 
 Run again it changes nothing; tables that exist stay as they are, with all that is in them. A compaction that was cut
-short is finished. Two options do something else: --compact rewrites tables into big blocks while collectors run, and
---repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
+short is finished. Three options do something else: --compact rewrites tables into big blocks while collectors run,
+--history copies into the histories what they lack of their tables, and --repair saves what a power loss has left of the
+tables, in the files of a ClickHouse that is stopped.
 
 Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, or damage is left,
-2 a setting, a table's name or a directory cannot be used.
+2 a setting, a table's name or a directory cannot be used, or SYMBOLS names what is no contract.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from pathlib import Path
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
-from config import ALL_CONFIGS, ConfigError, Settings, SymbolConfig, check_identifier, load_settings
+from config import ConfigError, Settings, SymbolConfig, all_symbols, check_identifier, load_settings, more_symbols
+from pipeline.contracts import ask_contracts, no_contract
+from pipeline.rest import Rest, RestError
 from pipeline.store import history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
+from pipeline.store.copying import copy
 from pipeline.store.schema import (
     ENGINE,
     create_database,
@@ -53,6 +57,11 @@ def main() -> int:
         const="",
         metavar="TABLE",
         help="rewrite a table, or all of them one after the other, into big blocks; collectors may run",
+    )
+    instead.add_argument(
+        "--history",
+        action="store_true",
+        help="copy into the histories what they lack of their tables; collectors may run",
     )
     instead.add_argument(
         "--repair",
@@ -80,6 +89,8 @@ def main() -> int:
             return 1
         if options.compact is not None:
             return compact_tables(settings, options.compact)
+        if options.history:
+            return copy_into_histories(settings)
         return set_up(client, settings, reset=options.reset)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -95,7 +106,7 @@ def main() -> int:
 
 def check_settings(settings: Settings) -> None:
     """Raise ConfigError where tables cannot be set up like that."""
-    for config in ALL_CONFIGS:
+    for config in all_symbols(settings):
         check_identifier("table_name", config["table_name"])
     if settings.history and settings.history_keep_days and not settings.compact_blocks:
         raise ConfigError(
@@ -142,13 +153,25 @@ def repair(directory: str, *, always: bool) -> int:
 
 def compact_tables(settings: Settings, only: str) -> int:
     """Compact all tables, or the one named `only`, and print what is done; return the exit code."""
-    names = [config["table_name"] for config in ALL_CONFIGS if only in ("", config["table_name"])]
+    names = [config["table_name"] for config in all_symbols(settings) if only in ("", config["table_name"])]
     if not names:
         raise ConfigError(f"There is no table {only} in config.py")
     exit_code = 0
     for name in names:
         try:
             show(compact(settings, name))
+        except CompactionError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+    return exit_code
+
+
+def copy_into_histories(settings: Settings) -> int:
+    """Copy what the histories of all tables lack, and print what is done; return the exit code."""
+    exit_code = 0
+    for config in all_symbols(settings):
+        try:
+            show(copy(settings, config["table_name"]))
         except CompactionError as error:
             print(error, file=sys.stderr)
             exit_code = 1
@@ -168,7 +191,7 @@ def show(steps: Iterable[Progress]) -> None:
 
 def reset_warning(settings: Settings) -> str:
     """Return what is deleted by --reset."""
-    names = [config["table_name"] for config in ALL_CONFIGS]
+    names = [config["table_name"] for config in all_symbols(settings)]
     if settings.history:
         names += [history.history_of(name) for name in names]
     return f"This deletes ALL DATA in the tables {', '.join(names)} of {settings.clickhouse_database}."
@@ -191,7 +214,9 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
     for name in drop_system_logs(client):
         print(f"  Dropped {name}")
     create_database(client, database)
-    for config in ALL_CONFIGS:
+    unknown = unknown_symbols(client, settings)
+    configs = [config for config in all_symbols(settings) if config["symbol"] not in unknown]
+    for config in configs:
         if reset:
             delete(client, database, config)
         try:
@@ -213,14 +238,32 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
             print(history.explain_history(error, settings), file=sys.stderr)
             return 2 if is_misconfigured(error) else 1
     print("\nSetup Summary:")
-    for config in ALL_CONFIGS:
+    for config in configs:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
         if settings.history:
             print(
                 f"  {name.upper()} history: {history.history_of(name)} table, views {', '.join(history.views_of(name))}"
             )
-    return 0
+    for line in unknown.values():
+        print(f"SYMBOLS: {line}", file=sys.stderr)
+    return 2 if unknown else 0
+
+
+def unknown_symbols(client: Client, settings: Settings) -> dict[str, str]:
+    """Return the symbols of SYMBOLS that have no table and are no contract of MEXC's, each with a line that says it.
+
+    There is none where MEXC cannot be asked: collectors ask again. One with a table may be off the market by now.
+    """
+    tables = existing_tables(client, settings.clickhouse_database)
+    new = [config["symbol"] for config in more_symbols(settings) if config["table_name"] not in tables]
+    if not new:
+        return {}
+    try:
+        contracts = ask_contracts(Rest(settings))
+    except RestError:
+        return {}
+    return {symbol: no_contract(symbol, contracts) for symbol in new if symbol not in contracts}
 
 
 def provide_history(settings: Settings, *, reset: bool) -> None:
@@ -231,7 +274,7 @@ def provide_history(settings: Settings, *, reset: bool) -> None:
     database = settings.clickhouse_database
     client = history.connect_history(settings)
     create_database(client, database)
-    for config in ALL_CONFIGS:
+    for config in all_symbols(settings):
         name = config["table_name"]
         if reset and history.is_there(client, database, name):
             print(f"Deleting {history.history_of(name)} table...")

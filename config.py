@@ -1,4 +1,4 @@
-"""What is collected, and every setting. A new symbol is added in this file and nowhere else.
+"""What is collected, and every setting. A new symbol is a name in SYMBOLS, or is added in this file; nowhere else.
 
 A setting's environment variable is its name in capitals: ``ping_interval`` is PING_INTERVAL. Where it is set
 more than once, the environment wins over ``.env``, and ``.env`` over the default below.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from pathlib import Path
@@ -86,23 +86,75 @@ SOL_CONFIG = symbol_config("SOL_USDT", "sol", "507ae3b6-c82d-4f91-a45b-9e16d04f7
 ALL_CONFIGS = [BTC_CONFIG, ETH_CONFIG, SOL_CONFIG]
 
 
-def find_symbol(name: str) -> SymbolConfig | None:
-    """Return the symbol that `name` is the name of, or that of its table, in whatever case; None if there is none."""
-    for config in ALL_CONFIGS:
+_TAKEN = ("all",)  # what stands for all symbols on a command line
+
+
+def table_of(symbol: str) -> str:
+    """Return the name of a symbol's table: its coin's, `xrp`; the whole, `btc_usdc`, where it is not paid in USDT.
+
+    One that could not stand so in SQL, or on a command line, has a _ before it: `_1000pepe`, `_all`.
+    """
+    coin, _, quote = symbol.lower().partition("_")
+    name = coin if quote == "usdt" else symbol.lower()
+    return f"_{name}" if name[0].isdigit() or name in _TAKEN else name
+
+
+def more_symbols(settings: Settings) -> list[SymbolConfig]:
+    """Return the symbols that SYMBOLS adds to those above, in its order. Raises ConfigError."""
+    known = {config["symbol"] for config in ALL_CONFIGS}
+    tables = {config["table_name"]: config["symbol"] for config in ALL_CONFIGS}
+    more = []
+    for name in dict.fromkeys(re.split(r"[,\s]+", settings.symbols.strip(", \n").upper())):
+        if not name or name in known:
+            continue
+        if not re.fullmatch(r"[^\W_]+_[^\W_]+", name):
+            raise ConfigError(f"SYMBOLS: {name} is not the name of a contract: give such as XRP_USDT,DOGE_USDT")
+        if not name.isascii():
+            raise ConfigError(f"SYMBOLS: {name} has no name for its table: give it one in config.py")
+        table = table_of(name)
+        if other := tables.get(table):
+            raise ConfigError(f"SYMBOLS: {name} would have the table {table}, which is that of {other} in config.py")
+        more.append(symbol_config(name, table))
+    return more
+
+
+def all_symbols(settings: Settings) -> list[SymbolConfig]:
+    """Return all symbols, those of SYMBOLS last. Raises ConfigError."""
+    return [*ALL_CONFIGS, *more_symbols(settings)]
+
+
+def find_symbol(name: str, configs: Sequence[SymbolConfig] | None = None) -> SymbolConfig | None:
+    """Return the symbol that `name` is the name of, or that of its table, in whatever case; None if there is none.
+
+    `configs` are those to look among; without them, those above.
+    """
+    for config in ALL_CONFIGS if configs is None else configs:
         if name.lower() in (config["symbol"].lower(), config["table_name"].lower()):
             return config
     return None
 
 
-def known_symbols() -> str:
-    """Return the symbols by both their names, for a line that says what to give."""
-    return ", ".join(f"{config['table_name']} ({config['symbol']})" for config in ALL_CONFIGS)
+def choose_symbols(names: Sequence[str], configs: Sequence[SymbolConfig]) -> list[SymbolConfig]:
+    """Return those of `configs` that `names` are of, each once, in their order. Raises ConfigError for one of none."""
+    found = [find_symbol(name, configs) for name in names]
+    for name, config in zip(names, found, strict=True):
+        if config is None:
+            raise ConfigError(
+                f"There is no symbol {name} in config.py or SYMBOLS: give some of {known_symbols(configs)}"
+            )
+    return [config for config in configs if config in found]
+
+
+def known_symbols(configs: Sequence[SymbolConfig]) -> str:
+    """Return symbols by both their names, for a line that says what to give."""
+    return ", ".join(f"{config['table_name']} ({config['symbol']})" for config in configs)
 
 
 @dataclass(frozen=True)
 class Settings:
     """The defaults; `load_settings` lays the environment and ``.env`` over them."""
 
+    symbols: str = ""  # those that collect.py collects besides the ones above, such as XRP_USDT,DOGE_USDT
     mexc_ws_url: str = "wss://contract.mexc.com/edge"
     connections: int = 1  # WebSockets of each symbol; 2: where one is down, the other goes on
     mexc_rest_url: str = "https://api.mexc.com"  # where that does not answer, the WebSocket's host is asked
@@ -160,6 +212,7 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
             f"HISTORY_ENGINE={settings.history_engine} is no engine for it: MergeTree, or ReplicatedMergeTree('/path',"
             " 'replica')"
         )
+    more_symbols(settings)
     return replace(
         settings,
         journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir),

@@ -20,7 +20,16 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from config import ALL_CONFIGS, ConfigError, SymbolConfig, check_identifier, find_symbol, known_symbols, load_settings
+from config import (
+    ALL_CONFIGS,
+    ConfigError,
+    SymbolConfig,
+    all_symbols,
+    check_identifier,
+    find_symbol,
+    known_symbols,
+    load_settings,
+)
 from pipeline.human import human_size, many
 from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
@@ -64,8 +73,8 @@ def main() -> int:
     result = Result()
     settings = None
     try:
-        configs = chosen(options.symbols)
         settings = load_settings()
+        configs = chosen(options.symbols, all_symbols(settings))
         for config in configs:
             check_identifier("table_name", config["table_name"])
             export(settings, config, job, options.out, result, start=options.start, end=options.end)
@@ -93,13 +102,13 @@ def _day(text: str) -> date:
         raise argparse.ArgumentTypeError(f"{text} is no date: give such as 2026-10-01, yesterday or -7d") from None
 
 
-def chosen(names: Sequence[str]) -> list[SymbolConfig]:
-    """Return the symbols of `names`, each once, in config.py's order. Raises ConfigError for one that is not there."""
-    found = {name: find_symbol(name) for name in names if name != "all"}
+def chosen(names: Sequence[str], configs: Sequence[SymbolConfig]) -> list[SymbolConfig]:
+    """Return those of `configs` that `names` are of, each once. Raises ConfigError for one that is not there."""
+    found = {name: find_symbol(name, configs) for name in names if name != "all"}
     for name, config in found.items():
         if config is None:
-            raise ConfigError(f"There is no symbol {name} in config.py: give some of {known_symbols()}, or all")
-    return [config for config in ALL_CONFIGS if "all" in names or config in found.values()]
+            raise ConfigError(f"There is no symbol {name} in config.py: give some of {known_symbols(configs)}, or all")
+    return [config for config in configs if "all" in names or config in found.values()]
 
 
 def summary(result: Result, out: Path) -> str:

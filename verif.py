@@ -3,7 +3,8 @@
 
 With --quality, how complete and sound they are; with --audit, whether MEXC's own klines agree; with --html, all of it
 as a page; with --max-age, only whether new rows come; with --watch, a live view until Ctrl-C; with --doctor, what may
-be wrong here, whatever runs.
+be wrong here, whatever runs. With SYMBOLS, reports have a line for each symbol, the worst first; with --only, they are
+in full.
 
 Exit codes: 0 there are records, 1 there are none, or ClickHouse or MEXC cannot be asked, 2 a setting or an option
 cannot be used, 3 --max-age was given and a symbol's newest ticker or book is older, or it has none; or
@@ -30,9 +31,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, check_identifier, load_settings
+from config import (
+    PROJECT,
+    ConfigError,
+    Settings,
+    SymbolConfig,
+    all_symbols,
+    check_identifier,
+    choose_symbols,
+    load_settings,
+    more_symbols,
+)
 from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
+from pipeline.show.overview import storage_overview
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.source import History, HistoryError
 from pipeline.store.storage import Storage, TableStorage, advice, survey
@@ -58,12 +70,14 @@ def main() -> int:
     if options.doctor:
         from pipeline.show.doctor import examine
 
-        lines = examine(PROJECT, os.environ, ALL_CONFIGS)
+        lines = examine(PROJECT, os.environ)
         print("\n".join(map(str, lines)))
         return int(any(line.is_well is False for line in lines))
     try:
         settings = load_settings()
-        for config in ALL_CONFIGS:
+        configs = all_symbols(settings)
+        configs = choose_symbols(options.only, configs) or configs
+        for config in configs:
             check_identifier("table_name", config["table_name"])
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -72,8 +86,8 @@ def main() -> int:
         if options.watch is not None:
             from pipeline.show.watch import watch
 
-            return watch(settings, ALL_CONFIGS, options.watch)
-        reports = Reports(options, settings)
+            return watch(settings, configs, options.watch)
+        reports = Reports(options, settings, configs)
         code = reports.make()
     except HistoryError as error:
         print(error, file=sys.stderr)
@@ -101,6 +115,7 @@ def parse_options() -> argparse.Namespace:
     """Return the options; those that do not go together end the process with exit code 2."""
     parser = argparse.ArgumentParser(description="Report records and storage of all symbols in config.py.")
     add = parser.add_argument
+    add("--only", nargs="+", default=[], metavar="SYMBOL", help="of these, such as btc or BTC_USDT, and in full")
     add("--json", action="store_true", help="print it as JSON, and all of it; sizes in bytes")
     add("--quality", action="store_true", help="report coverage, gaps, order, duplicates, books and dead letters")
     add(
@@ -187,8 +202,9 @@ def _file(text: str) -> Path:
 class Reports:
     """The reports that were asked for."""
 
-    def __init__(self, options: argparse.Namespace, settings: Settings) -> None:
-        self._options, self._settings = options, settings
+    def __init__(self, options: argparse.Namespace, settings: Settings, configs: Sequence[SymbolConfig]) -> None:
+        self._options, self._settings, self._configs = options, settings, configs
+        self._in_short = bool(more_symbols(settings)) and not options.only  # a line for each symbol
         timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
         self._history = History(settings, timeout=timeout) if settings.history else None
@@ -217,11 +233,11 @@ class Reports:
 
     @cached_property
     def _storage(self) -> Storage:
-        return survey(self._client, self._database, ALL_CONFIGS, show_progress=True)
+        return survey(self._client, self._database, self._configs, show_progress=True)
 
     @cached_property
     def _tiers(self) -> list[Tiers]:
-        return survey_tiers(self._client, self._database, ALL_CONFIGS, self._history) if self._history else []
+        return survey_tiers(self._client, self._database, self._configs, self._history) if self._history else []
 
     @cached_property
     def _quality(self) -> list[SymbolQuality]:
@@ -229,7 +245,7 @@ class Reports:
 
         start, end = self._options.start, self._options.end
         bounds = {"start": start, "end": end}
-        return examine(self._client, self._database, ALL_CONFIGS, **bounds, show_progress=True, history=self._history)
+        return examine(self._client, self._database, self._configs, **bounds, show_progress=True, history=self._history)
 
     @cached_property
     def _audit(self) -> list[SymbolAudit]:
@@ -237,15 +253,16 @@ class Reports:
 
         options = self._options
         bounds = {"start": options.start, "end": options.end}
-        return audit(self._client, self._settings, ALL_CONFIGS, **bounds, show_progress=True, history=self._history)
+        return audit(self._client, self._settings, self._configs, **bounds, show_progress=True, history=self._history)
 
     def _report_storage(self) -> int:
         storage = self._storage
         self._answer |= {"records": storage.records, **asdict(storage)}
         if any(table.exists for table in storage.tables):
-            self._say(report(storage, self._settings.compact_blocks, self._tiers))
+            self._say((storage_overview if self._in_short else report)(storage, self._settings.compact_blocks))
         if self._history:
             self._answer["history"] = [asdict(tiers) for tiers in self._tiers]
+            self._say(tiers_report(self._tiers))
         return self._code_for_records
 
     @cached_property
@@ -259,10 +276,13 @@ class Reports:
         return 0 if records else 1
 
     def _report_quality(self) -> int:
-        from pipeline.show.quality_report import as_json, as_text
+        from pipeline.show.quality_report import as_json, as_text, verdict, worst_first
 
         self._answer["quality"] = [as_json(symbol) for symbol in self._quality]
-        self._say("\n\n".join(map(as_text, self._quality)))
+        if self._in_short:
+            self._say("\n".join(map(verdict, worst_first(self._quality))))
+        else:
+            self._say("\n\n".join(map(as_text, self._quality)))
         if self._options.fail_on_gaps and any(
             symbol.uncovered or symbol.minutes_without_deals for symbol in self._quality
         ):
@@ -270,16 +290,17 @@ class Reports:
         return 0 if any(symbol.rows for symbol in self._quality) else 1
 
     def _report_audit(self) -> int:
-        from pipeline.show.audit_report import as_json, as_text
+        from pipeline.show.audit_report import as_json, as_text, verdict, worst_first
 
         given = self._options.audit_tolerance
         tolerance = _TOLERANCE if given is None else given
         self._answer["audit"] = [as_json(symbol) for symbol in self._audit]
-        for symbol in self._audit:
+        as_said = verdict if self._in_short else as_text
+        for symbol in worst_first(self._audit) if self._in_short else self._audit:
             if symbol.problem is not None:
-                self._warn(as_text(symbol))
+                self._warn(as_said(symbol))
             else:
-                self._say(as_text(symbol))
+                self._say(as_said(symbol))
         if any(100 * symbol.missing > tolerance * symbol.contracts for symbol in self._audit):
             return 3
         return 1 if any(symbol.problem is not None or symbol.not_compared for symbol in self._audit) else 0
@@ -291,7 +312,7 @@ class Reports:
         self._answer["newest"] = []
         code = 0
         max_age = self._options.max_age
-        for newest in find_newest(self._client, self._database, ALL_CONFIGS, self._history):
+        for newest in find_newest(self._client, self._database, self._configs, self._history):
             now = datetime.now(UTC)
             self._answer["newest"].append(age_as_json(newest, max_age, now))
             if late_channels(newest, max_age, now):
@@ -355,8 +376,14 @@ def replace_file(path: Path, text: str) -> None:
         new.unlink(missing_ok=True)
 
 
-def report(storage: Storage, compact_blocks: int, tiers: Sequence[Tiers] = ()) -> str:
-    """Return the report as text; `compact_blocks` is the setting COMPACT_BLOCKS, `tiers` are there with HISTORY=1."""
+def tiers_report(tiers: Sequence[Tiers]) -> str:
+    """Return as text from when to when each table and its history have rows."""
+    lines = (f"  {line}" for each in tiers for line in each.as_text())
+    return "\n".join(["", "History, and what its table has beside it:", *lines])
+
+
+def report(storage: Storage, compact_blocks: int) -> str:
+    """Return the report as text; `compact_blocks` is the setting COMPACT_BLOCKS."""
     lines = ["💾 Symbol-specific storage status:", "", f"Total records appended: {storage.records}"]
     lines += [f"  {table.name}/data.bin: {table.records} records" for table in storage.tables]
     lines += ["", "Records by symbol and message type:"]
@@ -376,9 +403,6 @@ def report(storage: Storage, compact_blocks: int, tiers: Sequence[Tiers] = ()) -
     for table in storage.tables:
         if line := advice(table, compact_blocks):
             lines.append(f"  {line}")
-    if tiers:
-        lines += ["", "History, and what its table has beside it:"]
-    lines += [f"  {line}" for each in tiers for line in each.as_text()]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
 """The whole pipeline on one machine in one command, without Docker: docker-compose's counterpart.
 
-Starts the embedded ClickHouse, runs ch_setup.py, then runs every collector as a process of its own, with the parts'
-names before what they print. Parts that fail are started again, as docker-compose does. Ctrl-C stops all, in order:
-the collectors first, so that what they have taken in is stored.
+Starts the embedded ClickHouse, runs ch_setup.py, then runs every collector as a process of its own, and collect.py
+where there are SYMBOLS, with the parts' names before what they print. Parts that fail are started again, as
+docker-compose does. Ctrl-C stops all, in order: the collectors first, so that what they have taken in is stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings
+from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings, more_symbols
+from local.market import CONTRACTS
 
 _ADDRESS = re.compile(r"\b(listening|REST) on ([^\s,]+)")  # in what a server of ours prints once it can be used
 _STARTUP_TIMEOUT = 60.0  # seconds
@@ -39,8 +40,10 @@ def say(line: str) -> None:
 class Part:
     """A process of the stack, with its name before each line that it prints."""
 
-    def __init__(self, name: str, command: Sequence[str], environ: dict[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], environ: dict[str, str], *, prefixed: bool = False) -> None:
+        """A process whose lines are `prefixed` says by itself whose they are."""
         self.name, self._command, self._environ = name, list(command), environ
+        self._prefix = "" if prefixed else f"{name:<10} | "
         self._ready = threading.Event()
         self._addresses: dict[str, str] = {}
         self.start()
@@ -88,7 +91,7 @@ class Part:
     def _print(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            say(f"{self.name:<10} | {line}")
+            say(self._prefix + line)
             if found := _ADDRESS.search(line):
                 self._addresses[found[1]] = found[2]
                 if found[1] == "listening":  # the last of its addresses
@@ -99,8 +102,15 @@ def main() -> int:
     """Run the command line; return the exit code: 0 stopped, 1 something did not start, 2 a setting is wrong."""
     parser = argparse.ArgumentParser(prog="python3 -m local", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--simulate", action="store_true", help="take frames from a simulated exchange, not from MEXC")
+    parser.add_argument(
+        "--symbols", type=int, metavar="N", help="with --simulate: N symbols of the simulated exchange, not SYMBOLS"
+    )
     parser.add_argument("--seconds", type=float, metavar="N", help="stop after N seconds, with verif.py's report")
     options = parser.parse_args()
+    if options.symbols is not None:
+        if not options.simulate or not len(ALL_CONFIGS) <= options.symbols <= len(CONTRACTS):
+            parser.error(f"--symbols goes with --simulate, and is {len(ALL_CONFIGS)} to {len(CONTRACTS)}")
+        os.environ["SYMBOLS"] = ",".join([*CONTRACTS][: options.symbols])
     try:
         settings = load_settings()
     except ConfigError as error:
@@ -118,11 +128,14 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    return run(data, environ, stop, simulate=options.simulate, seconds=options.seconds)
+    more = bool(more_symbols(settings))
+    return run(data, environ, stop, more=more, simulate=options.simulate, seconds=options.seconds)
 
 
-def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate: bool, seconds: float | None) -> int:
-    """Run all parts until `stop`, or for `seconds`; return the exit code."""
+def run(
+    data: Path, environ: dict[str, str], stop: threading.Event, *, more: bool, simulate: bool, seconds: float | None
+) -> int:
+    """Run all parts until `stop`, or for `seconds`, those of SYMBOLS where there are `more`; return the exit code."""
     servers: list[Part] = []
     collectors: list[Part] = []
     try:
@@ -143,6 +156,8 @@ def run(data: Path, environ: dict[str, str], stop: threading.Event, *, simulate:
         for config in ALL_CONFIGS:
             name = config["table_name"]
             collectors.append(Part(name, [f"{name}dat.py"], environ))
+        if more:
+            collectors.append(Part("more", ["collect.py"], environ, prefixed=True))
         started = time.time()
         audit = ["verif.py", "--audit", "--from", _utc(started)]  # of earlier runs, this exchange knows nothing
         if simulate:

@@ -23,7 +23,7 @@ import socket
 import struct
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -362,6 +362,7 @@ class Exchange:
             options.replay.open("rb").close()
         self._ports = [options.port, options.rest_port]
         self._clients: set[Client] = set()
+        self._takers: defaultdict[str, set[Client]] = defaultdict(set)  # who has subscribed to something of a symbol
         self._accepted = 0
         self._markets: dict[str, Market] = {}
         self._sent: Counter[str] = Counter()
@@ -459,6 +460,8 @@ class Exchange:
                         return
         finally:
             self._clients.discard(client)
+            for symbol, _ in client.subscriptions:
+                self._takers[symbol].discard(client)
 
     async def _listen_to(self, client: Client) -> bool:
         """Answer a client until it leaves (True) or has not sent a ping for too long (False)."""
@@ -507,6 +510,7 @@ class Exchange:
         first = not client.subscriptions
         limit = next((limit for limit in (5, 10) if limit == param.get("limit")), LEVELS)
         client.subscriptions[symbol, METHODS[method]] = (param.get("compress") is not False, limit)
+        self._takers[symbol].add(client)
         client.dead.discard((symbol, METHODS[method]))
         if self._hits(f"{name}-mute"):
             client.dead.add((symbol, METHODS[method]))
@@ -541,10 +545,8 @@ class Exchange:
         """Send an event to all who subscribed to it; return the clients who still take frames of the symbol."""
         takers = [
             client
-            for client in self._clients
-            if not client.silent
-            and client.sent[symbol] < self._options.frames
-            and any(symbol == subscribed for subscribed, _ in client.subscriptions)
+            for client in self._takers[symbol]
+            if not client.silent and client.sent[symbol] < self._options.frames
         ]
         missed = event.channel == "deal"
         if event.channel == "depth.full":

@@ -2,14 +2,16 @@
 
 In: MEXC's REST ``contract/detail``. Out: sizes and units, and a line where MEXC's are others than config.py's. What was
 asked for a symbol that config.py does not know is kept beside the journals, for whoever reads the archive on the same
-machine. Promise: whatever REST answers, nothing fails for it.
+machine. Of a name that is no contract's, the nearest that are. Promise: whatever REST answers, nothing fails for it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal, InvalidOperation
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,50 @@ def check_contract(rest: Rest, settings: Settings, config: SymbolConfig) -> str:
     """Ask MEXC for the contract of a symbol; return a line where that is news, and keep it where it was not known."""
     symbol = config["symbol"]
     try:
-        found = _contract(rest.get("/api/v1/contract/detail", symbol=symbol))
+        detail = rest.get("/api/v1/contract/detail", symbol=symbol)
     except RestError as error:
         return f"MEXC does not know {symbol}: {error}" if error.code == UNKNOWN else ""
+    return _compare(detail, settings, config)
+
+
+def check_contracts(rest: Rest, settings: Settings, configs: Sequence[SymbolConfig]) -> list[str]:
+    """Do so for many symbols with one question; return the lines."""
+    try:
+        details = ask_contracts(rest)
+    except RestError:
+        return []
+    lines = [
+        _compare(details[config["symbol"]], settings, config)
+        if config["symbol"] in details
+        else no_contract(config["symbol"], details)
+        for config in configs
+    ]
+    return [line for line in lines if line]
+
+
+def ask_contracts(rest: Rest) -> Mapping[str, Any]:
+    """Return what MEXC says of each of its contracts, by symbol. Raises RestError."""
+    answer = rest.get("/api/v1/contract/detail")
+    if not isinstance(answer, list) or not answer:
+        raise RestError("MEXC lists no contracts")
+    return {str(each.get("symbol")): each for each in answer if isinstance(each, dict)}
+
+
+def no_contract(symbol: str, known: Iterable[str]) -> str:
+    """Return a line that says that a symbol is none of those known to MEXC, and which are nearest to it."""
+    by_coin: dict[str, str] = {}
+    for each in known:
+        by_coin.setdefault(each.partition("_")[0], each)
+    coins = get_close_matches(symbol.partition("_")[0], by_coin, cutoff=0.5)
+    near = f"; the nearest: {', '.join(by_coin[coin] for coin in coins)}" if coins else ""
+    return f"MEXC has no contract {symbol}{near}"
+
+
+def _compare(detail: Any, settings: Settings, config: SymbolConfig) -> str:
+    """Return a line where a contract is not what it is taken for, and keep it where it was not known."""
+    symbol = config["symbol"]
+    try:
+        found = _contract(detail)
     except (ValueError, KeyError, TypeError, InvalidOperation):
         return f"{symbol}: MEXC's answer on its contract cannot be used"
     ours = config["contract"]

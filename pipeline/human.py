@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def human_size(size: int) -> str:
     """Return `size` bytes as du -h would: 221B, 124.0K, 4.1M, in units of 1024."""
@@ -29,3 +31,12 @@ def printable(text: str) -> str:
 def many(count: int, thing: str) -> str:
     """Return a number of things: 1 row, 12,345 rows."""
     return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:
+    """Return rows of cells as lines with aligned columns; `sides` is < or > for each column."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]

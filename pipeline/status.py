@@ -41,6 +41,10 @@ class Status:
     """What is wrong with subscriptions, a line each."""
     channel_ages: dict[str, float] = field(default_factory=dict)
     """Since the newest push of each channel, or since the start where none came."""
+    history_waiting: int | None = None
+    """Rows in the journal that the history is not known to hold; None where there is none."""
+    history_stuck_for: float = 0.0
+    """For how long rows have waited for it without it acknowledging any."""
 
 
 def stale_after(settings: Settings) -> float:
@@ -78,6 +82,9 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     if status.stuck_for > stale_after(settings):
         waiting = f"{status.waiting} rows wait, safe in the journal"
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
+    if status.history_stuck_for > stale_after(settings) + settings.history_interval:
+        waiting = f"{status.history_waiting} rows wait, safe in the journal"
+        return False, f"the history has taken no rows for {status.history_stuck_for:.0f} s; {waiting}"
     if status.market_age > settings.stale_timeout:
         return True, f"connected, but the market is empty: no data for {status.market_age:.0f} s"
     down = f" ({many(status.connections_down, 'connection')} down)" if status.connections_down else ""

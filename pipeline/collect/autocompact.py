@@ -1,17 +1,22 @@
 """When a collector compacts its table: often enough to keep it small, seldom enough to keep it at hand.
 
 In: word of each INSERT. Out: now and then a compaction (pipeline.store.compact) in between two of them. Promise: at
-most a twentieth of the time goes to it, and one that fails leaves the table as it was and is put off.
+most a twentieth of the time goes to it, one that fails leaves the table as it was and is put off, and of the collectors
+whose journals are in one directory, one at a time does it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from config import Settings
+from config import PROJECT, Settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
-from pipeline.store.compact import CompactionError, compact, count_small_blocks
+from pipeline.store.compact import CompactionError, count_small_blocks
+from pipeline.store.turnover import tidy
 
 _SHARE = 20  # a collector spends one part in so many of its time on compaction
 _RETRY = 600.0  # seconds from a compaction that failed to the next try
@@ -26,6 +31,7 @@ class AutoCompaction:
         self._full_name = f"{settings.clickhouse_database}.{name}"
         self._limit = settings.compact_blocks
         self._say = say
+        self._lock = PROJECT / settings.journal_dir / "compaction.lock"
         self.small_blocks: int | None = None
         """How many blocks the table has beyond those of a compacted one; None where they were not counted yet."""
         self.under_way = False
@@ -46,17 +52,23 @@ class AutoCompaction:
         """
         if not self._limit:
             return True
+        if self.small_blocks is not None:
+            self.small_blocks += 1
+            if self.small_blocks <= self._limit or not self._is_time():
+                return True
+        with self._turn() as is_ours:
+            return self._compact(stopping) if is_ours else True
+
+    def _compact(self, stopping: Callable[[], bool]) -> bool:
         started = time.monotonic()
         try:
             if self.small_blocks is None:
                 self.small_blocks = 0  # if counting fails, those that come have to do
                 self.small_blocks = count_small_blocks(self._settings, self._name)
-            else:
-                self.small_blocks += 1
-            if self.small_blocks <= self._limit or not self._is_time():
-                return True
+                if self.small_blocks <= self._limit or not self._is_time():
+                    return True
             self.under_way = True
-            for step in compact(self._settings, self._name):
+            for step in tidy(self._settings, self._name):
                 if step.done in (0, 1):
                     self._say(step.text)
                 if stopping():
@@ -74,6 +86,23 @@ class AutoCompaction:
         self.took = time.monotonic() - started
         self._wait(_SHARE * self.took)
         return True
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Give whether no other collector counts blocks or compacts now; none begins to meanwhile."""
+        try:
+            descriptor = os.open(self._lock, os.O_WRONLY | os.O_CREAT, 0o644)
+        except OSError:  # the disk of the journals is full
+            yield True
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(descriptor)
 
     def _is_time(self) -> bool:
         wait = self._not_before - time.monotonic()

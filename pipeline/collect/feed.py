@@ -21,6 +21,7 @@ from pipeline.collect.channels import Useless
 
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed
+_CHECK = 0.25  # seconds between two checks of the subscriptions, where frames come more often
 _CONNECT_TIMEOUT = 10.0  # seconds
 _OF_USE = 2.0  # seconds; a connection that gave data for so long may be replaced at once
 _ERRORS = (websocket.WebSocketException, OSError, ValueError)
@@ -37,7 +38,7 @@ class FeedEvents:
         """A connection is up, and the subscriptions were sent."""
 
     def check(self) -> Sequence[str]:
-        """Return the methods that are to be subscribed anew; called at least twice a second. Raises Useless."""
+        """Return the methods that are to be subscribed anew; called about twice a second. Raises Useless."""
         return ()
 
     def not_connected(self, line: str) -> None:
@@ -119,7 +120,7 @@ class Feed:
         """Hand over the connection's frames until `stop`. Raises _Dropped."""
         self._send(connection, *self._requests.values())
         self._events.connected()
-        turn = last_frame = last_data = time.monotonic()
+        turn = last_frame = last_data = next_check = time.monotonic()
         next_ping = turn + self._ping_interval
         while not self._stop.is_set():
             raw = self._next_frame(connection)
@@ -135,11 +136,12 @@ class Feed:
                 raise _Dropped(f"Lost {self._url}: nothing came for {now - last_frame:.0f} s, not even a pong")
             if now - last_data > self._stale_timeout:
                 raise _Dropped(f"Gave up {self._url}: no market data for {now - last_data:.0f} s")
-            try:
-                again = self._events.check()
-            except Useless as reason:
-                raise _Dropped(f"Gave up {self._url}: {reason}") from None
-            if again:
+            if now >= next_check:
+                next_check = now + _CHECK
+                try:
+                    again = self._events.check()
+                except Useless as reason:
+                    raise _Dropped(f"Gave up {self._url}: {reason}") from None
                 self._send(connection, *(self._requests[method] for method in again))
             if now >= next_ping:
                 next_ping = now + self._ping_interval

@@ -8,10 +8,19 @@ imports prometheus_client; without METRICS_PORT nobody imports it.
 
 from __future__ import annotations
 
+import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, disable_created_metrics, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+    start_http_server,
+)
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -43,11 +52,20 @@ class Metrics(Collector):
             "mexc_insert_duration_seconds", "From sending an INSERT to its acknowledgement", _SECONDS
         )
         self._insert_rows = self._histogram("mexc_insert_rows", "Rows of an INSERT", _ROWS)
-        stripelog.on_insert = self._inserted
+        stripelog.inserts.on_insert = self._inserted
 
     def serve(self, settings: Settings) -> None:
         """Answer Prometheus in a thread of its own, for as long as the process lives. Raises OSError."""
         start_http_server(settings.metrics_port, settings.metrics_host, self._registry)
+
+    def answer(self, descriptor: int) -> None:
+        """Answer whatever comes in at a socket with it and the figures, in a thread of its own."""
+        thread = threading.Thread(target=self._answer, args=(socket.socket(fileno=descriptor),), daemon=True)
+        thread.start()
+
+    def _answer(self, asked: socket.socket) -> None:
+        while question := asked.recv(100):
+            asked.send(question + generate_latest(self._registry))
 
     def collect(self) -> Iterator[Metric]:
         """Yield all figures but those of INSERTs, as they are now."""

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from clickhouse_driver import Client
 
-from config import SymbolConfig, find_symbol, known_symbols, load_settings
+from config import Settings, SymbolConfig, all_symbols, find_symbol, known_symbols, load_settings
 from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
@@ -184,7 +184,7 @@ def read(
     compacted; a query that has begun is not disturbed by that.
     """
     condition = condition_of(mt, start, end)
-    config = find_symbol(table)
+    config = find_symbol(table) or find_symbol(table, all_symbols(load_settings()))
     contract = config["contract"] if config else None
     if config and not contract:
         contract = known_contract(load_settings(), config)
@@ -262,24 +262,24 @@ def load(
 ) -> pa.Table:
     """Return all rows with start <= ts < end, from the ClickHouse of the settings, as one table in memory.
 
-    `symbol` is one of config.py's, by its name or its table's ("BTC_USDT", "btc"); `name` is one of TYPES. Times are
-    aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which are UTC unless they
-    say otherwise. Rows that do not decode are left out, with a warning that names them. Raises ValueError for an
-    argument that cannot be used, and LoadError.
+    `symbol` is one of config.py's or of SYMBOLS, by its name or its table's ("BTC_USDT", "btc"); `name` is one of
+    TYPES. Times are aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which
+    are UTC unless they say otherwise. Rows that do not decode are left out, with a warning that names them. Raises
+    ValueError for an argument that cannot be used, and LoadError.
 
     Where there is a history (HISTORY=1), three columns more say where a row came from; see docs/DATA.md.
     """
     if name not in TYPES:
         raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
     mt = TYPES[name]
-    table = _find_symbol(symbol)["table_name"]
     settings = load_settings()
+    table = _find_symbol(symbol, settings)["table_name"]
     database = settings.clickhouse_database
     start, end = (
         time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
     )
     condition = condition_of(mt, start, end)
-    contract = known_contract(settings, _find_symbol(symbol))
+    contract = known_contract(settings, _find_symbol(symbol, settings))
     size = contract.size if contract else None
     with connect(settings) as client, open_history(settings) as history:
         try:
@@ -525,10 +525,11 @@ def _some_of(bad: list[BadRow]) -> str:
 # What to read
 
 
-def _find_symbol(name: str) -> SymbolConfig:
-    config = find_symbol(name)
+def _find_symbol(name: str, settings: Settings) -> SymbolConfig:
+    configs = all_symbols(settings)
+    config = find_symbol(name, configs)
     if config is None:
-        raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols()}")
+        raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols(configs)}")
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from math import floor
 from typing import Any
@@ -60,6 +61,15 @@ def verdict(audit: SymbolAudit) -> str:
         minutes = sum(each.end_ms - each.start_ms for each in audit.not_compared) // 60_000
         parts.append(f"{many(minutes, 'minute')} not compared")
     return f"{audit.symbol}: {', '.join(parts)}"
+
+
+def worst_first(audits: Iterable[SymbolAudit]) -> list[SymbolAudit]:
+    """Return symbols in the order in which they need a look: what was not compared, then where most is missing."""
+
+    def agreeing(audit: SymbolAudit) -> float:
+        return -1 if audit.problem is not None else 2 if audit.percent is None else audit.percent
+
+    return sorted(audits, key=agreeing)
 
 
 def percent(share: float) -> str:

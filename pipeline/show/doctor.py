@@ -21,7 +21,7 @@ from typing import Any
 
 from dotenv import dotenv_values
 
-from config import ConfigError, Settings, SymbolConfig, load_settings
+from config import ConfigError, Settings, SymbolConfig, all_symbols, load_settings
 from pipeline.human import human_size, length, many, printable
 from pipeline.probe import Reached, probe
 from pipeline.status import Status, check, status_path
@@ -62,13 +62,14 @@ def note(text: str) -> Line:
     return Line(None, text)
 
 
-def examine(project: Path, environ: Mapping[str, str], configs: Sequence[SymbolConfig]) -> list[Line]:
+def examine(project: Path, environ: Mapping[str, str]) -> list[Line]:
     """Return what there is to say, in the order in which things depend on each other."""
     values = _values(project / ".env")
     try:
         settings = load_settings(environ, project / ".env")
     except ConfigError as error:
         return _without_secrets([*_env(project, values), wrong(str(error))], values, environ)
+    configs = all_symbols(settings)
     docker = _Docker(project, environ)
     checks: list[Callable[[], Iterable[Line]]] = [
         lambda: _env(project, values),

@@ -8,7 +8,7 @@ from datetime import datetime
 from math import floor, inf
 from typing import Any
 
-from pipeline.human import length, many, printable
+from pipeline.human import aligned, length, many, printable
 from pipeline.read.quality import NEVER_SILENT, ChannelQuality, Finding, Gap, Newest, Reconnect, SymbolQuality
 from pipeline.times import iso, to_ms
 
@@ -31,7 +31,7 @@ def as_text(quality: SymbolQuality) -> str:
     lines = [verdict(quality)]
     if quality.start_ms is not None and quality.end_ms is not None:
         lines += [f"  {iso(quality.start_ms)} to {iso(quality.end_ms)}, {many(quality.rows, 'row')}", ""]
-        lines += _indented(_table([_CHANNEL_HEADER, *map(_channel_cells, quality.channels)], "<>>><<<>"))
+        lines += _indented(aligned([_CHANNEL_HEADER, *map(_channel_cells, quality.channels)], "<>>><<<>"))
         lines += _indented(["", *_gap_lines(quality.uncovered), *_reconnect_lines(quality.reconnects)])
         lines += _indented([_deals(quality.minutes_without_deals), _books(quality)])
         if quality.misdated.count:
@@ -69,6 +69,11 @@ def verdict(quality: SymbolQuality) -> str:
     if letters := sum(each.count for each in quality.dead_letters):
         parts.append(many(letters, "dead letter"))
     return f"{quality.symbol}: {', '.join(parts)}"
+
+
+def worst_first(symbols: Iterable[SymbolQuality]) -> list[SymbolQuality]:
+    """Return symbols in the order in which they need a look: what cannot be examined, then the least covered."""
+    return sorted(symbols, key=lambda each: -1 if each.problem else 2 if each.coverage is None else each.coverage)
 
 
 def late_channels(newest: Newest, max_age: float, now: datetime) -> list[str]:
@@ -142,7 +147,7 @@ def _gap_lines(gaps: Sequence[Gap]) -> list[str]:
         return [f"no {what}"]
     longest = sorted(gaps, key=lambda gap: -gap.seconds)
     cells = [(iso(gap.start_ms), "to", iso(gap.end_ms), length(gap.seconds), gap.channel) for gap in longest[:_GAPS]]
-    lines = [f"{what}, longest first:", *_indented(_table(cells, "<<<><"))]
+    lines = [f"{what}, longest first:", *_indented(aligned(cells, "<<<><"))]
     if rest := longest[_GAPS:]:
         lines.append(f"  and {len(rest):,} of {length(rest[0].seconds)} and less; --json has all")
     return lines
@@ -197,15 +202,6 @@ def _dead_letter_lines(quality: SymbolQuality) -> list[str]:
 
 def _indented(lines: Iterable[str]) -> list[str]:
     return [f"  {line}" if line else "" for line in lines]
-
-
-def _table(rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """Return lines with aligned columns; `align` is < or > for each column."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _with_iso_times(value: Any) -> Any:

@@ -14,8 +14,8 @@ A row of `btc` has a number that stays: where the table was turned over, its com
 many rows it had before, and those count (`parse_comment` in pipeline.store.schema). A `Beginning` says: of the rows
 after number `first`, up to number `rows`, the history may lack some, and has the others with `after` < n' < `n`; every
 row after them is in it, or will be, with n' >= `n`, in the same order. `ch_setup.py --history` copies what is missing
-into that gap of n, and then notes the same once more with `first` = `rows`. The last of several tells where `btc` and
-its history meet: see `seam`.
+into that gap of n, and then notes the same once more with `first` = `rows`. How `btc` and its history go
+together, `pieces` tells.
 """
 
 from __future__ import annotations
@@ -136,13 +136,14 @@ class Beginning(NamedTuple):
         return self.first == self.rows
 
 
-class Seam(NamedTuple):
-    """What to read of a history, and what of its table, to have each row once."""
+class Piece(NamedTuple):
+    """A part of what a table and its history have together: rows from `first` on, up to but not with `end`."""
 
-    condition: str
-    """SQL on the history's rows: those that it has, none of a gap that is not filled yet, none that came since."""
-    ranges: list[tuple[int, int | None]]
-    """Of the table's rows, counted from 0 as they are stored: those to take, oldest first; None is its end."""
+    in_history: bool
+    """Whether they are rows of the history, told by their n; else rows of the table, counted from 0."""
+    first: int
+    end: int | None
+    """None is the end, of the table."""
 
 
 def server_of(settings: Settings) -> Settings:
@@ -302,20 +303,27 @@ def record(client: Client, database: str, name: str, token: str, begins: Beginni
     client.execute(f"INSERT INTO {database}.{BEGINS} (name, token, history, first, rows, after, n) VALUES", [row])
 
 
-def seam(client: Client, database: str, name: str, comment: str) -> Seam:
-    """Return where the table `name`, whose comment is given, and its history meet at this moment.
+def pieces(client: Client, database: str, name: str, comment: str) -> list[Piece]:
+    """Return what to read of the table `name`, whose comment is given, and of its history, to have each row once.
 
-    Rows that come later are in neither part; those of the table are where they were as long as its comment is the same.
+    That is in their order: the pieces one after the other, rows of the history by n. Rows that come later are in none
+    of them but the last; those of the table are where they were as long as its comment is the same.
     """
     token, before = parse_comment(comment)
     found = beginnings(client, database, name, token)
-    if not found:
-        return Seam("0", [(0, None)])
-    history = f"{database}.{history_of(name)}"
-    ((fed, newest),) = client.execute(f"SELECT count(), max(n) FROM {history} WHERE n >= {found[-1].n}")
-    gaps = [each for each in found if not each.is_whole]
-    condition = " AND ".join(
-        [f"n <= {max(newest, found[-1].n - 1)}", *(f"NOT (n > {each.after} AND n < {each.n})" for each in gaps)]
-    )
-    ranges = [(max(0, each.first - before), each.rows - before) for each in gaps if each.rows > before]
-    return Seam(condition, [*ranges, (max(0, found[-1].rows + fed - before), None)])
+    first, rows = (found[-1].n, found[-1].rows) if found else (0, 0)
+    ((fed, newest),) = client.execute(f"SELECT count(), max(n) FROM {database}.{history_of(name)} WHERE n >= {first}")
+    parts: list[Piece] = []
+    at = 0
+    for each in found:
+        if not each.is_whole:
+            parts += [
+                Piece(in_history=True, first=at, end=each.after + 1),
+                Piece(in_history=False, first=max(0, each.first - before), end=max(0, each.rows - before)),
+            ]
+            at = each.n
+    return [
+        *parts,
+        Piece(in_history=True, first=at, end=max(newest + 1, first)),
+        Piece(in_history=False, first=max(0, rows + fed - before) if found else 0, end=None),
+    ]

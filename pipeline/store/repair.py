@@ -42,7 +42,7 @@ from urllib.parse import unquote
 import pyarrow
 from clickhouse_cityhash.cityhash import CityHash128
 
-from config import ALL_CONFIGS, PROJECT
+from config import PROJECT, all_symbols, load_settings
 from pipeline.files import sync
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
@@ -160,7 +160,7 @@ def _leftovers(directory: Path) -> list[Path]:
         if (found := _UUID.match(file.read_text(errors="replace")))
     }
     leftovers = []
-    for uuid in sorted({config["uuid"] for config in ALL_CONFIGS} - made):
+    for uuid in sorted({config["uuid"] for config in all_symbols(load_settings())} - made):
         dropped = [*directory.glob(f"metadata_dropped/*.{uuid}.sql")]
         path = directory / "store" / uuid[:3] / uuid
         if path.is_dir() and (dropped or not any(path.iterdir())):

@@ -1,8 +1,9 @@
 """Compacts tables for collectors that may not: in docker-compose.yml, their user of ClickHouse can only add rows.
 
-In: the tables of config.py, and COMPACT_BLOCKS. Out: each is compacted (pipeline.store.compact) when it has more small
-blocks than that, and brought back where a compaction of it was cut short. Promise: as where a collector does it itself,
-at most a twentieth of the time goes to a table, and one that cannot be compacted stays as it was and is put off.
+In: the tables of all symbols, and COMPACT_BLOCKS. Out: each is compacted (pipeline.store.compact), one after the other,
+when it has more small blocks than that, and brought back where a compaction of it was cut short. Promise: as where a
+collector does it itself, at most a twentieth of the time goes to a table, and one that cannot be compacted stays as it
+was and is put off.
 
     python3 -m pipeline.store.upkeep        until SIGTERM or Ctrl-C; exit code 2 for a setting that cannot be used
 """
@@ -14,9 +15,10 @@ import sys
 import time
 from collections.abc import Iterable
 
-from config import ALL_CONFIGS, ConfigError, Settings, load_settings
+from config import ConfigError, Settings, all_symbols, load_settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
-from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, count_small_blocks, resume
+from pipeline.store.compact import BeingCompacted, CompactionError, Progress, count_small_blocks, resume
+from pipeline.store.turnover import tidy
 
 _ROUND = 60.0  # seconds from one look at the tables to the next
 _SHARE = 20  # one part of the time in so many may go to the compaction of a table
@@ -41,7 +43,7 @@ class Upkeep:
         try:
             _show(resume(self._settings, self._name))
             if self._is_due(started):
-                _show(compact(self._settings, self._name))
+                _show(tidy(self._settings, self._name))
                 self._small = 0
                 self._not_before = time.monotonic() + _SHARE * (time.monotonic() - started)
         except BeingCompacted:
@@ -82,7 +84,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    tables = [Upkeep(settings, config["table_name"]) for config in ALL_CONFIGS]
+    tables = [Upkeep(settings, config["table_name"]) for config in all_symbols(settings)]
     try:
         while True:
             for table in tables:

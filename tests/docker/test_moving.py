@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,6 @@ def test_a_move_to_another_server_keeps_every_row(docker: Docker, tmp_path: Path
             rows = project.rows(config["table_name"])
             assert rows[: len(before[config["table_name"]])] == before[config["table_name"]]
             assert_complete(rows, [frame for frame in frames if frame["symbol"] == config["symbol"]])
+            times = [ts for ts, _, _ in rows]
+            gap = max(late - early for early, late in pairwise(times))  # for `pytest -rP`
+            print(f"{config['symbol']}: {gap / 1000:.1f} s between the last row here and the first one there")

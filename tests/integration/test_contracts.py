@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import BTC_CONFIG, Contract, Settings, load_settings, symbol_config
-from pipeline.contracts import check_contract, known_contract
+from pipeline.contracts import check_contract, check_contracts, known_contract, no_contract
 from pipeline.rest import Rest
 from tests.stack import Exchange, Stack
 
@@ -73,3 +73,25 @@ sys.exit(collect({**BTC_CONFIG, "contract": contract}))
         "^WARNING: MEXC has changed the contract of BTC_USDT: contractSize is 0.0001, not 7; see config.py$"
     )
     assert collector.stop() == 0
+
+
+def test_many_are_asked_for_at_once(settings: Settings, exchange: Exchange) -> None:
+    configs = [BTC_CONFIG, symbol_config("XPR_USDT", "xpr"), symbol_config("DOGE_USDT", "doge")]
+    (line,) = check_contracts(Rest(settings), settings, configs)
+    assert line.startswith("MEXC has no contract XPR_USDT; the nearest: XRP_USDT")
+    assert known_contract(settings, configs[2]) == Contract(Decimal(100), Decimal("0.00001"), Decimal(1))
+    exchange.fault("rest-down")
+    assert check_contracts(Rest(settings), settings, configs) == []
+
+
+@pytest.mark.parametrize(
+    ("symbol", "near"),
+    [
+        ("PEPE_USDT", "; the nearest: 1000PEPE_USDT"),
+        ("BTC_USTD", "; the nearest: BTC_USDT"),
+        ("NOTHINGLIKEIT_USDT", ""),
+    ],
+)
+def test_the_nearest_are_told_by_the_coin(symbol: str, near: str) -> None:
+    line = no_contract(symbol, ["BTC_USDT", "BTC_USD", "ETH_USDT", "1000PEPE_USDT"])
+    assert line == f"MEXC has no contract {symbol}{near}"

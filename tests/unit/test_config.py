@@ -16,12 +16,16 @@ from config import (
     ConfigError,
     Contract,
     Settings,
+    all_symbols,
     check_identifier,
+    choose_symbols,
     load_settings,
+    more_symbols,
     symbol_config,
 )
 
 DEFAULTS = {
+    "SYMBOLS": "",
     "MEXC_WS_URL": "wss://contract.mexc.com/edge",
     "CONNECTIONS": 1,
     "MEXC_REST_URL": "https://api.mexc.com",
@@ -56,6 +60,7 @@ DEFAULTS = {
 }
 
 GIVEN: list[tuple[str, str, str | int | float]] = [
+    ("SYMBOLS", "XRP_USDT,DOGE_USDT", "XRP_USDT,DOGE_USDT"),
     ("MEXC_WS_URL", "ws://127.0.0.1:8765/edge", "ws://127.0.0.1:8765/edge"),
     ("CONNECTIONS", "2", 2),
     ("MEXC_REST_URL", "http://127.0.0.1:8766", "http://127.0.0.1:8766"),
@@ -79,11 +84,7 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("HISTORY", "1", 1),
     ("HISTORY_INTERVAL", "0.5", 0.5),
     ("HISTORY_KEEP_DAYS", "90", 90),
-    (
-        "HISTORY_ENGINE",
-        "ReplicatedMergeTree('/t/{table}', '{replica}')",
-        "ReplicatedMergeTree('/t/{table}', '{replica}')",
-    ),
+    ("HISTORY_ENGINE", "ReplicatedMergeTree", "ReplicatedMergeTree"),
     ("HISTORY_HOST", "archive", "archive"),
     ("HISTORY_PORT", "9440", 9440),
     ("HISTORY_USER", "keeper", "keeper"),
@@ -284,3 +285,57 @@ def test_a_name_that_can_stand_in_sql_is_taken(name: str) -> None:
 def test_a_name_that_cannot_stand_in_sql_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^table_name="):
         check_identifier("table_name", name)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "table"),
+    [
+        ("XRP_USDT", "xrp"),
+        ("BTC_USDC", "btc_usdc"),
+        ("BTC_USD", "btc_usd"),
+        ("1000PEPE_USDT", "_1000pepe"),
+        ("1INCH_USDC", "_1inch_usdc"),
+        ("ALL_USDT", "_all"),
+    ],
+)
+def test_a_table_is_named_after_its_coin_and_can_stand_in_sql(symbol: str, table: str) -> None:
+    (config,) = more_symbols(Settings(symbols=symbol))
+    assert (config["symbol"], config["table_name"]) == (symbol, table)
+    check_identifier("table_name", config["table_name"])
+
+
+@pytest.mark.parametrize("text", ["XRP_USDT,DOGE_USDT", " xrp_usdt, Doge_usdt ,", "XRP_USDT DOGE_USDT\nXRP_USDT"])
+def test_symbols_are_added_each_once_after_those_of_config(text: str) -> None:
+    settings = Settings(symbols=text)
+    assert [config["symbol"] for config in more_symbols(settings)] == ["XRP_USDT", "DOGE_USDT"]
+    assert all_symbols(settings)[:3] == ALL_CONFIGS
+    assert more_symbols(Settings(symbols=f"{text},BTC_USDT")) == more_symbols(settings), "that is btcdat.py's"
+
+
+def test_a_symbol_whose_table_is_anothers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("config.ALL_CONFIGS", [symbol_config("FOO_USDT", "xrp")])
+    text = "^SYMBOLS: XRP_USDT would have the table xrp, which is that of FOO_USDT in config.py$"
+    with pytest.raises(ConfigError, match=text):
+        load_settings({"SYMBOLS": "XRP_USDT"}, None)
+
+
+def test_symbols_are_chosen_by_either_name() -> None:
+    configs = all_symbols(Settings(symbols="XRP_USDT"))
+    assert [config["table_name"] for config in choose_symbols(["XRP_usdt", "btc", "xrp"], configs)] == ["btc", "xrp"]
+    with pytest.raises(ConfigError, match=r"^There is no symbol doge in config.py or SYMBOLS: give some of btc \(BTC_"):
+        choose_symbols(["btc", "doge"], configs)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("DOGE_USDT,XRP", "XRP is not the name of a contract: give such as XRP_USDT,DOGE_USDT"),
+        ("XRP_USDT;DOGE_USDT", "XRP_USDT;DOGE_USDT is not the name of a contract: give such as XRP_USDT,DOGE_USDT"),
+        ("XRP_USDT_SWAP", "XRP_USDT_SWAP is not the name of a contract: give such as XRP_USDT,DOGE_USDT"),
+        ("DOGE_USDT,币安人生_USDT", "币安人生_USDT has no name for its table: give it one in config.py"),
+    ],
+)
+def test_the_name_of_many_that_cannot_be_used_is_said(text: str, what: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings({"SYMBOLS": text}, None)
+    assert str(caught.value) == f"SYMBOLS: {what}"

@@ -21,13 +21,13 @@ BELOW = {
 }
 """What each wing may import."""
 
-WAY = ("feed", "gaps", "once", "journal", "table", "stripelog")
+WAY = ("feed", "gaps", "once", "journal", "table", "stripelog", "historylog", "inserts")
 """A frame's way within `collect`."""
 
-WIRING = ("intake", "collector")
-"""These see the whole of it."""
+WIRING = ("intake", "collector", "fleet")
+"""These see the whole of it, and of each other what is before them here."""
 
-WATCHERS = ("stats", "health", "metrics")
+WATCHERS = ("stats", "health", "metrics", "voice")
 """They look at the way, and nothing on it knows of them but what wires it."""
 
 TOOLS = ("backoff", "channels", "errors", "autocompact", "salvage", "lines")
@@ -80,7 +80,7 @@ def is_forward(importer: str, imported: str) -> bool:
     if imported in TOOLS:
         return importer not in TOOLS
     if importer in WIRING:
-        return importer == "collector" or imported != "collector"
+        return imported not in WIRING or WIRING.index(imported) < WIRING.index(importer)
     if importer in WATCHERS:
         return imported not in WIRING
     return importer in WAY and imported in WAY[WAY.index(importer) + 1 :]

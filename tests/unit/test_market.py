@@ -20,6 +20,9 @@ START_MS = 1_790_870_036_854
 Push = dict[str, Any]
 
 
+SOME = [*CONTRACTS][:11] + [*CONTRACTS][-1:]
+
+
 def events(market: Market) -> Iterator[Event]:
     """Let a market go on, 100 ms apart."""
     return (market.step(now_ms) for now_ms in itertools.count(START_MS, 100))
@@ -68,7 +71,7 @@ def test_symbols_of_one_seed_differ() -> None:
     assert of("deal", pushes("BTC_USDT", 10))[0]["i"] != of("deal", pushes("ETH_USDT", 10))[0]["i"]
 
 
-@pytest.mark.parametrize("symbol", CONTRACTS)
+@pytest.mark.parametrize("symbol", SOME)
 def test_a_book_is_sorted_and_not_crossed(symbol: str) -> None:
     for book in of("depth.full", pushes(symbol)):
         bids = [price for price, _, _ in book["bids"]]
@@ -79,7 +82,7 @@ def test_a_book_is_sorted_and_not_crossed(symbol: str) -> None:
         assert prices[0] > 0
 
 
-@pytest.mark.parametrize("symbol", CONTRACTS)
+@pytest.mark.parametrize("symbol", SOME)
 def test_every_price_is_a_whole_number_of_ticks(symbol: str) -> None:
     frames = pushes(symbol)
     tick = Decimal(1).scaleb(-CONTRACTS[symbol].decimals)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from config import ALL_CONFIGS, load_settings
+from config import load_settings
 from pipeline.show import doctor
 from pipeline.show.doctor import Line, examine
 from tests.stack import Stack, eventually, free_port, open_stack
@@ -91,7 +91,7 @@ class Patient:
             'exec) if [[ $2 == --user ]]; then cat "$4.probe"; else exit 1; fi ;;\n'
             "*) exit 1 ;;\nesac",
         )
-        return examine(self.directory, self.environ, ALL_CONFIGS)
+        return examine(self.directory, self.environ)
 
 
 @pytest.fixture

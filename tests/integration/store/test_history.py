@@ -11,7 +11,7 @@ import pytest
 from config import load_settings
 from pipeline.store import history
 from pipeline.store.client import connect
-from pipeline.store.history import Beginning, Seam, beginnings, record, seam
+from pipeline.store.history import Beginning, beginnings, pieces, record
 from pipeline.store.schema import parse_comment
 from tests.stack import Stack, open_stack
 
@@ -156,20 +156,24 @@ def test_days_to_keep_where_the_table_keeps_all_is_refused(fresh: Stack) -> None
     assert len(setup.lines) == 1
 
 
-def test_where_a_table_and_its_history_meet(fresh: Stack) -> None:
+def test_how_a_table_and_its_history_go_together(fresh: Stack) -> None:
     client = connect(load_settings(fresh.env, None))
     place = client, "mexc_data", "btc"
-    assert seam(*place, "token") == Seam("0", [(0, None)])
+
+    def found(comment: str) -> list[tuple[str, int, int | None]]:
+        return [("history" if each.in_history else "table", each.first, each.end) for each in pieces(*place, comment)]
+
+    assert found("token") == [("history", 0, 1), ("table", 0, None)]
     record(*place, "token", Beginning(0, 100, 899, 1000))
     add(fresh, "(1001, '1788335242.156', '1788335242.156000', '1788335242.156', 'd', 7, '77525.9|3|2')")
-    assert seam(*place, "token") == Seam("n <= 1001 AND NOT (n > 899 AND n < 1000)", [(0, 100), (101, None)])
-    assert seam(*place, "token+60").ranges == [(0, 40), (41, None)]
-    assert seam(*place, "other").ranges == [(0, None)]
+    begin = ("history", 0, 900)
+    assert found("token") == [begin, ("table", 0, 100), ("history", 1000, 1002), ("table", 101, None)]
+    assert found("token+60") == [begin, ("table", 0, 40), ("history", 1000, 1002), ("table", 41, None)]
+    assert found("other") == [("history", 0, 1002), ("table", 0, None)]
     record(*place, "token", Beginning(100, 100, 899, 1000))
-    assert seam(*place, "token") == Seam("n <= 1001", [(101, None)])
+    assert found("token") == [("history", 0, 1002), ("table", 101, None)]
     record(*place, "token", Beginning(101, 103, 1001, 2000))
-    assert beginnings(*place, "token")[-1] == Beginning(101, 103, 1001, 2000)
-    assert seam(*place, "token").ranges == [(101, 103), (103, None)]
+    assert found("token") == [("history", 0, 1002), ("table", 101, 103), ("history", 2000, 2000), ("table", 103, None)]
     record(*place, "token", Beginning(0, 200, 2000, 3000))
     assert beginnings(*place, "token") == [Beginning(0, 200, 2000, 3000)]
 

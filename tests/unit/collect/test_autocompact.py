@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -38,13 +39,19 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "compact", clock.compact)
+    monkeypatch.setattr(module, "tidy", clock.compact)
     monkeypatch.setattr(module, "count_small_blocks", lambda settings, name: 4)
     return clock
 
 
-def automatic(said: list[str], limit: int = 10) -> AutoCompaction:
-    return AutoCompaction(Settings(compact_blocks=limit), "btc", said.append)
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROJECT", tmp_path)
+    (tmp_path / "journal").mkdir()
+
+
+def automatic(said: list[str], limit: int = 10, name: str = "btc") -> AutoCompaction:
+    return AutoCompaction(Settings(compact_blocks=limit), name, said.append)
 
 
 def insert(compaction: AutoCompaction, times: int) -> list[bool]:
@@ -106,3 +113,26 @@ def test_it_is_given_up_when_the_collector_stops(clock: Clock) -> None:
     insert(compaction, 7)
     assert not compaction.inserted(lambda: True)
     assert said == ["Compacting btc"]
+
+
+def test_tables_are_compacted_one_at_a_time(clock: Clock) -> None:
+    said: list[str] = []
+    btc, eth = automatic([]), automatic(said, name="eth")
+    insert(btc, 7)
+    insert(eth, 7)
+
+    def while_btc_is_compacted() -> bool:
+        assert all(insert(eth, 5))
+        assert automatic([], name="sol").inserted(lambda: False)  # which has not counted its blocks yet
+        return False
+
+    assert btc.inserted(while_btc_is_compacted)
+    assert said == []
+    assert all(insert(eth, 1))
+    assert said == ["Compacting eth", "Compacted eth"]
+
+
+def test_it_is_not_put_off_for_ever_where_the_journals_cannot_be_written(clock: Clock, tmp_path: Path) -> None:
+    (tmp_path / "journal" / "compaction.lock").mkdir()
+    insert(automatic([]), 8)
+    assert len(clock.compactions) == 1

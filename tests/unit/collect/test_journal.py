@@ -644,6 +644,37 @@ def test_text_that_is_none_is_damage(stored: Opened) -> None:
     stored.journal.close()
 
 
+def test_a_row_that_no_table_takes_goes_as_a_dead_letter(stored: Opened) -> None:
+    """Bits that flip unnoticed: in the text of its kind, and in SQLite's types of its values."""
+    raw = stored.path.read_bytes()
+    stored.path.write_bytes(raw.replace(b"dp2500xxx", b"dq2500xxx"))
+    with closing(sqlite3.connect(stored.path, isolation_level=None)) as db:
+        db.execute("UPDATE rows SET ts = x'00ff', m = x'6d' WHERE ts = 2501")
+    stored.open()
+    found = stored.position.pending(10**6)
+    assert [row[:2] for row in found[1_498:1_502]] == [(2_499, "dp"), (2_500, "dl"), (0, "dp"), (2_502, "dp")]
+    assert found[1_500] == (0, "dp", "m")
+    assert not stored.said
+    stored.journal.close()
+
+
+def test_a_disk_that_cannot_be_read_is_one_line(stored: Opened) -> None:
+    stored.open()
+    stored.journal._db.execute("PRAGMA cache_size = 10")
+    (file,) = (int(fd.name) for fd in Path("/proc/self/fd").iterdir() if fd.exists() and fd.samefile(stored.path))
+    whole, unreadable = os.dup(file), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(unreadable, file)
+    try:
+        with pytest.raises(JournalError, match=r"btc\.db cannot be read: disk I/O error; see whether the disk fails$"):
+            pending(stored)
+    finally:
+        os.dup2(whole, file)
+        os.close(whole)
+        os.close(unreadable)
+    assert len(pending(stored)) == 2_000
+    stored.journal.close()
+
+
 def test_damage_that_cannot_be_mended_is_one_line_whoever_comes(stored: Opened) -> None:
     stored.open()
     damage(300)(stored.path)

@@ -1,0 +1,284 @@
+"""collect.py: many collectors as children of one process, on a real ClickHouse and the simulated exchange."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from config import PROJECT
+from pipeline.collect.voice import merged
+from pipeline.messages import parse_frame
+from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, free_port
+
+SYMBOLS = {"xrp": "XRP_USDT", "doge": "DOGE_USDT", "_1000bonk": "1000BONK_USDT"}
+
+
+@pytest.fixture
+def fleet(stack: Stack) -> Callable[..., Process]:
+    """Start collect.py for SYMBOLS; ClickHouse and its tables are there."""
+    stack.env["SYMBOLS"] = ",".join(SYMBOLS.values())
+    stack.clickhouse()
+    stack.setup()
+    return lambda *names, **env: stack.start("collect.py", *names, **env)
+
+
+def children(process: Process) -> list[int]:
+    with suppress(FileNotFoundError):
+        return [*map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())]
+    return []
+
+
+def collectors(process: Process) -> list[int]:
+    """Return the processes of the symbols; the first child is the one that speaks for them."""
+    return children(process)[1:]
+
+
+def is_alive(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def wait_until_all_collect(process: Process, times: int = 1) -> None:
+    for name, symbol in SYMBOLS.items():
+        line = f"{name:<10} | Subscribed to: sub.deal for {symbol}"
+        eventually(lambda line=line: process.lines.count(line) >= times, f"{line}\n{process.output}")  # type: ignore[misc]
+
+
+def sent_rows(exchange: Exchange, symbol: str) -> list[StoredRow]:
+    rows = [row for raw in exchange.sent(symbol) for row in parse_frame(raw, symbol, 0).rows]
+    return [(row.ts_ms, row.mt, row.m) for row in rows]
+
+
+def grows(stack: Stack, table: str) -> None:
+    before = stack.count(table)
+    eventually(lambda: stack.count(table) > before, f"another row in {table}")
+
+
+def test_each_symbol_is_collected_into_its_table_and_ends_with_the_fleet(
+    stack: Stack, fleet: Callable[..., Process]
+) -> None:
+    exchange = stack.exchange("--rate", 50, "--frames", 60)
+    process = fleet()
+    wait_until_all_collect(process)
+    for name, symbol in SYMBOLS.items():
+        eventually(lambda symbol=symbol: len(exchange.sent(symbol)) == 60, symbol)  # type: ignore[misc]
+        assert stack.wait_for_rows(60, name) == sent_rows(exchange, symbol)
+    assert stack.count("btc") == 0
+    pids = children(process)
+    assert process.stop(signal.SIGINT) == 0
+    assert not any(map(is_alive, pids))
+    assert all(re.match(r"\w+ +\| ", line) for line in process.lines), process.output
+    for name in SYMBOLS:
+        blocks = re.findall(rf"^{name} +\| Total Records Appended: (\d+)$", process.output, re.MULTILINE)
+        assert sum(map(int, blocks)) == 60, "the last block is there, too"
+
+
+def test_one_that_dies_is_started_again_and_the_others_go_on(stack: Stack, fleet: Callable[..., Process]) -> None:
+    exchange = stack.exchange("--rate", 50, "--fault", "rest-down")
+    process = fleet()
+    wait_until_all_collect(process)
+    first, *others = collectors(process)
+    for _ in range(2):
+        before = process.output.count("xrp ended with exit code -9: starting it again")
+        os.kill(first, signal.SIGKILL)
+        eventually(lambda n=before: process.output.count("xrp ended with exit code -9") == n + 1, "it is said")  # type: ignore[misc]
+        eventually(lambda: len(collectors(process)) == 3, "three collectors")
+        (first,) = set(collectors(process)) - set(others)
+    assert re.search(r"starting it again in 0\.[5-9] s|starting it again in 1\.0 s", process.output), "the second waits"
+    for name in SYMBOLS:
+        grows(stack, name)
+    assert set(others) < set(collectors(process))
+    assert process.stop() == 0
+    for name in ("doge", "_1000bonk"):
+        assert stack.rows(name) == sent_rows(exchange, SYMBOLS[name])
+    sent = Counter(sent_rows(exchange, "XRP_USDT"))
+    assert Counter(stack.rows("xrp")) <= sent, "no row twice, and none but what was sent"
+
+
+def test_when_the_parent_is_killed_the_others_end_and_the_next_start_loses_nothing(
+    stack: Stack, fleet: Callable[..., Process]
+) -> None:
+    exchange = stack.exchange("--rate", 50, "--fault", "rest-down")
+    process = fleet()
+    wait_until_all_collect(process)
+    pids = children(process)
+    assert len(pids) == 4
+    process.stop(signal.SIGKILL)
+    eventually(lambda: not any(map(is_alive, pids)), "all have ended")
+    again = fleet()  # at once: their locks are free
+    wait_until_all_collect(again)
+    for name in SYMBOLS:
+        grows(stack, name)
+    assert again.stop() == 0
+    for name, symbol in SYMBOLS.items():
+        by_connection: dict[int, list[StoredRow]] = {}
+        for line in exchange.log.read_text().splitlines():
+            entry = json.loads(line)
+            if entry["conn"] and entry["symbol"] == symbol:
+                (row,) = parse_frame(entry["frame"], symbol, 0).rows
+                by_connection.setdefault(entry["conn"], []).append((row.ts_ms, row.mt, row.m))
+        first, second = by_connection.values()
+        stored = stack.rows(name)
+        at = stored.index(second[0])
+        assert stored[:at] == first[:at], "of the first connection what was read"
+        assert stored[at:] == second, "of the second one all"
+
+
+def test_a_symbol_that_runs_already_is_refused_and_the_others_go_on(
+    stack: Stack, fleet: Callable[..., Process]
+) -> None:
+    stack.exchange("--rate", 20)
+    alone = fleet("xrp")
+    alone.wait_for("xrp .* Subscribed to: sub.deal for XRP_USDT")
+    process = fleet()
+    process.wait_for(r"^xrp +\| .*xrp\.db is in use: a collector for this table is already running$")
+    process.wait_for("^xrp ended with exit code 2, as often before: not starting it again$")
+    grows(stack, "doge")
+    assert len(collectors(process)) == 2
+    assert fleet("xrp").wait() == 2
+    assert process.stop() == 0
+    assert alone.stop() == 0
+
+
+def test_nobody_waits_for_lines_that_nobody_reads(stack: Stack, fleet: Callable[..., Process]) -> None:
+    stack.exchange("--rate", 100)
+    env = stack.env | {"STATS_INTERVAL": "0.01"}
+    command = [sys.executable, "collect.py"]
+    with subprocess.Popen(command, cwd=PROJECT, env=env, stdout=subprocess.PIPE, start_new_session=True) as process:
+        try:
+            for name in SYMBOLS:
+                eventually(lambda name=name: stack.count(name) > 500, f"500 rows in {name}")  # type: ignore[misc]
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+
+
+def test_a_child_has_no_descriptor_of_anothers_and_the_parent_has_one_thread(
+    stack: Stack, fleet: Callable[..., Process]
+) -> None:
+    stack.exchange()
+    port = free_port()
+    process = fleet(METRICS_PORT=port)
+    wait_until_all_collect(process)
+    for name in SYMBOLS:
+        grows(stack, name)  # so that each has its files and connections
+    assert len([*Path(f"/proc/{process.pid}/task").iterdir()]) == 1
+
+    def descriptors(pid: int) -> list[str]:
+        return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+
+    assert not [target for target in descriptors(process.pid) if ".db" in target]
+    shared = []
+    for pid, name in zip(collectors(process), SYMBOLS, strict=True):
+        found = descriptors(pid)
+        assert {Path(target).stem for target in found if ".db" in target} == {name}
+        assert len([target for target in found if target.startswith("socket:")]) == 3  # figures, exchange, ClickHouse
+        shared.append({target for target in found if target.startswith(("socket:", "pipe:"))})
+    assert not shared[0] & shared[1] & shared[2] - {str(Path(f"/proc/{process.pid}/fd/0").readlink())}
+    assert process.stop() == 0
+
+
+def test_where_all_give_up_the_fleet_ends_to_be_started_again(stack: Stack, fleet: Callable[..., Process]) -> None:
+    process = fleet(MEXC_WS_URL=f"ws://127.0.0.1:{free_port()}", MAX_ERROR_COUNT=2)
+    assert process.wait() == 1
+    assert re.search(r"^\w+ ended with exit code 1, as all did: ending$", process.output, re.MULTILINE)
+
+
+def test_it_ends_with_2_where_it_cannot_run_as_configured(stack: Stack) -> None:
+    assert stack.run("collect.py", "nope", SYMBOLS="XRP_USDT").lines == [
+        "There is no symbol nope in config.py or SYMBOLS: give some of btc (BTC_USDT), eth (ETH_USDT), sol (SOL_USDT),"
+        " xrp (XRP_USDT)"
+    ]
+    (line,) = stack.run("collect.py").lines
+    assert line == "SYMBOLS is empty: name some in .env, such as SYMBOLS=XRP_USDT,DOGE_USDT"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = stack.run("collect.py", SYMBOLS="XRP_USDT", METRICS_PORT=port)
+    assert process.lines[0].startswith(f"METRICS_PORT={port} at 127.0.0.1 cannot be used: Address already in use")
+    assert {each.wait() for each in stack.processes} == {2}
+
+
+def test_list_says_what_would_run_and_what_does(stack: Stack, fleet: Callable[..., Process]) -> None:
+    stack.exchange()
+    process = fleet("xrp")
+    eventually(lambda: stack.run("collect.py", "--list").lines[0].endswith("working, 0 rows wait"), "xrp works")
+    listed = stack.run("collect.py", "--list").lines
+    assert [line.split()[:2] for line in listed] == [[name, symbol] for name, symbol in SYMBOLS.items()]
+    assert listed[1].endswith("the collector has not reported yet: it waits for the VPN, or is not running")
+    health = stack.run("-m", "pipeline.collect.health")
+    assert health.wait() == 1
+    assert health.lines[0] == "1 of 3 collectors work"
+    assert [line.partition(":")[0] for line in health.lines[1:]] == ["doge", "_1000bonk", "xrp"]
+    assert process.stop() == 0
+
+
+# One METRICS_PORT
+
+
+def test_one_port_has_the_figures_of_all(stack: Stack, fleet: Callable[..., Process]) -> None:
+    exchange = stack.exchange("--rate", 100, "--frames", 100)
+    port = free_port()
+    process = fleet(METRICS_PORT=port)
+    wait_until_all_collect(process)
+
+    def ask() -> dict[str, dict[str, float]]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        found: dict[str, dict[str, float]] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                table = found.setdefault(sample.name, {})
+                table[sample.labels["table"]] = table.get(sample.labels["table"], 0) + sample.value
+        return found
+
+    eventually(lambda: all(value == 100 for value in ask()["mexc_table_rows"].values()), "all rows")
+    found = ask()
+    assert found["mexc_rows_appended_total"] == dict.fromkeys(SYMBOLS, 100)
+    assert found["mexc_collector_up"] == dict.fromkeys(SYMBOLS, 1)
+    assert all(value > 1e6 for value in found["process_resident_memory_bytes"].values())
+    assert len(found["process_resident_memory_bytes"]) == 3
+    assert exchange.sent("XRP_USDT")
+    frozen = collectors(process)[1]
+    os.kill(frozen, signal.SIGSTOP)
+    assert ask()["mexc_collector_up"] == {"xrp": 1, "doge": 0, "_1000bonk": 1}
+    os.kill(frozen, signal.SIGCONT)
+    eventually(lambda: ask()["mexc_collector_up"]["doge"] == 1, "it answers again")
+    os.kill(children(process)[0], signal.SIGKILL)
+    process.wait_for("^What prints these lines ended with exit code -9: it was started again$")
+    assert ask()["mexc_collector_up"] == dict.fromkeys(SYMBOLS, 1)
+    assert process.stop() == 0
+
+
+def test_figures_are_merged_by_name() -> None:
+    text = '# HELP a_total Things\n# TYPE a_total counter\na_total{table="%s"} 1.0\n# HELP p P\n# TYPE p gauge\np 2.0\n'
+    labels = {"x": 'symbol="X",table="x"', "y": 'symbol="Y",table="y"', "z": 'symbol="Z",table="z"'}
+    assert merged(labels, {"x": text % "x", "y": text % "y"}).splitlines() == [
+        "# HELP a_total Things",
+        "# TYPE a_total counter",
+        'a_total{table="x"} 1.0',
+        'a_total{table="y"} 1.0',
+        "# HELP p P",
+        "# TYPE p gauge",
+        'p{symbol="X",table="x"} 2.0',
+        'p{symbol="Y",table="y"} 2.0',
+        "# HELP mexc_collector_up 1 where the collector has answered",
+        "# TYPE mexc_collector_up gauge",
+        'mexc_collector_up{symbol="X",table="x"} 1.0',
+        'mexc_collector_up{symbol="Y",table="y"} 1.0',
+        'mexc_collector_up{symbol="Z",table="z"} 0.0',
+    ]
