@@ -14,7 +14,7 @@ Candles may be filled with MEXC's own bars, where there are no deals: those are 
 
 A table has no index: whatever is asked of it, it is read as a whole. So one reading writes all days, in memory that
 does not depend on how many there are, or in which order their rows come; nor on how many these are, but for candles,
-which are made of a whole day's deals.
+which are made of a whole day's deals. Of a history (HISTORY=1), only the days that are to be written are read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,8 @@ from pipeline.read.tardis import Tardis
 from pipeline.rest import Rest
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import tables_of
+from pipeline.store.schema import parse_comment
+from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
 from pipeline.times import iso
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
@@ -112,6 +114,8 @@ class Job:
     """Whether candles have the columns that other tools expect."""
     is_flat: bool = False
     """Whether these have a candle for each interval, of no volume where there are no deals."""
+    has_origin: bool = False
+    """Whether messages have the columns that only a history knows."""
 
     def __post_init__(self) -> None:
         if self.interval:
@@ -166,7 +170,7 @@ class Job:
     @property
     def messages(self) -> pa.Table:
         """A table of messages in which there are none."""
-        return decode.schema(decode.TYPES[self.source], exact=self.exact).empty_table()
+        return decode.schema(decode.TYPES[self.source], exact=self.exact, history=self.has_origin).empty_table()
 
     def derive(self, messages: pa.Table) -> pa.Table:
         """Return what is made of a table of messages: any part of a day's, but for candles all of them."""
@@ -216,16 +220,19 @@ def export(
 
     Raises ExportError and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
-    exporter = _Exporter(settings, config, job, out, result, quiet)
-    while True:
-        try:
-            exporter.export(start, end)
-        except CLICKHOUSE_ERRORS as error:
-            if not is_missing_table(error):
-                raise
-            _wait_for_table(settings, config["table_name"])
-        else:
-            return
+    with open_history(settings, timeout=_LONG) as history:
+        exporter = _Exporter(settings, config, job, out, result, history, quiet)
+        while True:
+            try:
+                exporter.export(start, end)
+            except HistoryError as error:
+                raise ExportError(str(error)) from None
+            except CLICKHOUSE_ERRORS as error:
+                if not is_missing_table(error):
+                    raise
+                _wait_for_table(settings, config["table_name"])
+            else:
+                return
 
 
 def _wait_for_table(settings: Settings, name: str) -> None:
@@ -249,10 +256,18 @@ class _Exporter:
     """The export of one job for one symbol. Days are numbered from 1970-01-01 on."""
 
     def __init__(
-        self, settings: Settings, config: SymbolConfig, job: Job, out: Path, result: Result, quiet: bool
+        self,
+        settings: Settings,
+        config: SymbolConfig,
+        job: Job,
+        out: Path,
+        result: Result,
+        history: History | None,
+        quiet: bool,
     ) -> None:
-        self._settings, self._job, self._result = settings, job, result
+        self._settings, self._job, self._result, self._history = settings, job, result, history
         self._quiet = quiet or sys.stderr.isatty()
+        self._source: Source | None = None  # the history, if that has all rows
         self._symbol, self._table = config["symbol"], config["table_name"]
         place = Path(f"type={job.name}", f"symbol={self._symbol}")
         self._directory, self._aside = out / place, out / ".export" / place
@@ -276,7 +291,7 @@ class _Exporter:
         """Do it, or what is left of it if this was called before and failed."""
         low = _number(start) if start else 0
         high = _number(end) if end else _number(date.max)
-        counted = {day: rows for day, rows in self._count().items() if low <= day < high}
+        counted = self._count(low, high)
         if self._job.is_flat and counted:
             self._closes = self._last_prices()
             counted = {day: counted.get(day, 0) for day in range(min(counted), max(counted) + 1)}
@@ -299,27 +314,40 @@ class _Exporter:
         self._result.kept += len(self._kept)
         self._result.already_there += len(counted.keys() - self._written - self._kept)
 
-    def _count(self) -> dict[int, int]:
-        """Return the number of rows of each day that has any; note the table's creation token."""
-        query = (
-            f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
-            f" FROM {self._settings.clickhouse_database}.{self._table}"
-            f" WHERE mt = '{decode.TYPES[self._job.source]}' GROUP BY day ORDER BY day"
-        )
+    def _count(self, low: int, high: int) -> dict[int, int]:
+        """Return the number of rows of each day, from `low` on and before `high`, that has any.
+
+        Notes where the rows are, and the table's creation token.
+        """
+        database, condition = self._settings.clickhouse_database, self._condition(low, high)
         with progress(f"Counting {self._job.source} of {self._symbol}"), _connected(self._settings) as client:
-            counted = dict(client.execute(query))
-            self._token = next(iter(tables_of(client, self._settings.clickhouse_database, self._table).values()), "")
-        return counted
+            source = find_source(client, database, self._table, self._history)
+            self._source = source if source.history else None
+            self._job = replace(self._job, has_origin=source.history is not None and self._job.type in decode.TYPES)
+            comment = next(iter(tables_of(client, database, self._table).values()), "")
+            self._token, _ = parse_comment(comment)
+            with source.explained():
+                counted = source.client.execute(
+                    f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
+                    f" FROM {source.table} WHERE {condition} GROUP BY day ORDER BY day"
+                )
+        return dict(counted)
+
+    def _condition(self, low: int, high: int) -> str:
+        """Return as SQL that a message is of a day from `low` on and before `high`."""
+        times = f"ts >= {moment(low * _DAY_MS)} AND ts < {moment(high * _DAY_MS)}"
+        return f"mt = '{decode.TYPES[self._job.source]}' AND {times}"
 
     def _last_prices(self) -> dict[int, float]:
         """Return the price of each day's last deal."""
-        query = (
-            f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, argMax(m, (ts, rowNumberInAllBlocks()))"
-            f" FROM {self._settings.clickhouse_database}.{self._table}"
-            f" WHERE mt = '{DEAL}' AND match(m, '^[0-9.]+[|][0-9.]+[|][12]$') GROUP BY day"
-        )
         with _connected(self._settings) as client:
-            rows = client.execute(query, settings={"max_threads": 1})  # with more, rows come in any order
+            source = self._place(client)
+            query = (
+                f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, argMax(m, (ts, {source.place}))"
+                f" FROM {source.table} WHERE mt = '{DEAL}' AND match(m, '^[0-9.]+[|][0-9.]+[|][12]$') GROUP BY day"
+            )
+            with source.explained():
+                rows = source.client.execute(query, settings=source.settings)
         found = decode.decode(DEAL, [day * _DAY_MS for day, _ in rows], [text for _, text in rows]).table
         days = (moment // _DAY_MS for moment in found["ts"].cast(pa.int64()).to_pylist())
         return dict(zip(days, found["price"].to_pylist(), strict=True))
@@ -368,7 +396,9 @@ class _Exporter:
         return record.source_rows < rows or not made_so or not record.is_filled
 
     def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
-        """Read the table once and write as many of the days `todo` as there is room for, at least one; return those."""
+        """Read once, and write as many of the days `todo` as there is room for, at least one; return those."""
+        if self._source:  # where a day costs what is in it
+            todo = {min(todo): todo[min(todo)]}
         low, high = min(todo), max(todo) + 1
         total = sum(rows for day, rows in counted.items() if low <= day < high)
         label = f"Exporting {self._job.name} of {self._symbol}"
@@ -391,16 +421,18 @@ class _Exporter:
 
     def _batches(self, client: Client, low: int, high: int) -> Iterator[decode.Batch]:
         source = self._job.source
-        return decode.read(
-            client,
-            self._settings.clickhouse_database,
-            self._table,
+        return decode.stream(
+            self._place(client),
             decode.TYPES[source],
-            start=_midnight(low),
-            end=_midnight(high),
+            self._condition(low, high),
             exact=self._job.exact,
+            contract_size=self._contract.size if self._contract else None,
             batch_rows=_BATCH_ROWS.get(source, _OTHER_BATCH_ROWS),
+            with_origin=self._job.has_origin or (self._source is not None and self._tardis is not None),
         )
+
+    def _place(self, client: Client) -> Source:
+        return self._source or Source(client, f"{self._settings.clickhouse_database}.{self._table}")
 
     def _begin(self, day: int) -> _DayFile:
         return _DayFile(self._paths(day), self._job, self._token, self._style(day), self._tardis)
@@ -820,10 +852,6 @@ def _number(day: date) -> int:
 
 def _date(day: int) -> date:
     return _EPOCH + timedelta(day)
-
-
-def _midnight(day: int) -> datetime:
-    return datetime.combine(_date(day), datetime.min.time(), UTC)
 
 
 def _describe(row: BadRow) -> str:

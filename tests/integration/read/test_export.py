@@ -49,7 +49,7 @@ import export
 from pipeline import interrupts
 from pipeline.read import decode, export as module
 
-def read(*args, _read=decode.read, **options):
+def read(*args, _read=decode.stream, **options):
     for number, batch in enumerate(_read(*args, **options)):
         if number == 5:
             print("held", flush=True)
@@ -57,7 +57,7 @@ def read(*args, _read=decode.read, **options):
         yield batch
 
 signal.signal(signal.SIGUSR1, lambda *_: None)
-decode.read = read
+decode.stream = read
 module._OTHER_BATCH_ROWS = 1000
 sys.exit(interrupts.run(export.main))
 """
@@ -468,8 +468,8 @@ def export_here(stack: Stack, out: Path, job: Job | None = None) -> Result:
 def after_counting(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
     count = module._Exporter._count
 
-    def count_then_do(self: Any) -> dict[int, int]:
-        found = count(self)
+    def count_then_do(self: Any, *days: int) -> dict[int, int]:
+        found = count(self, *days)
         do(found)
         return found
 
@@ -523,13 +523,13 @@ def test_days_in_any_order_take_as_many_readings_as_there_is_room_for(
     stack.query("INSERT INTO mexc_data.btc SELECT * FROM mexc_data.shuffled")
     stack.query("DROP TABLE mexc_data.shuffled SYNC")
     readings = []
-    read_once = decode.read
+    read_once = decode.stream
 
     def count_readings(*args: Any, **options: Any) -> Any:
         readings.append(args)
         return read_once(*args, **options)
 
-    monkeypatch.setattr(decode, "read", count_readings)
+    monkeypatch.setattr(decode, "stream", count_readings)
     job = Job(type, "parquet", interval="1h" if type == "candles" else None)
     assert export_here(stack, out, job).files == 10
     assert len(readings) == 4
