@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
 """Prepare ClickHouse: drop its own log tables, create the database and one StripeLog table a symbol.
 
+With HISTORY=1 a history of each as well, where a range of time costs what is in it.
+
 Run again it changes nothing; tables that exist stay as they are, with all that is in them. A compaction that was cut
-short is finished. Two options do something else: --compact rewrites tables into big blocks while collectors run, and
---repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
+short is finished. Three options do something else: --compact rewrites tables into big blocks while collectors run,
+--history copies into the histories what they lack of their tables, and --repair saves what a power loss has left of the
+tables, in the files of a ClickHouse that is stopped.
 
 Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, or damage is left,
 2 a setting, a table's name or a directory cannot be used, or SYMBOLS names what is no contract.
@@ -28,10 +31,13 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 from config import ConfigError, Settings, SymbolConfig, all_symbols, check_identifier, load_settings, more_symbols
 from pipeline.contracts import ask_contracts, no_contract
 from pipeline.rest import Rest, RestError
+from pipeline.store import history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
+from pipeline.store.copying import copy
 from pipeline.store.schema import (
     ENGINE,
+    create_claims,
     create_database,
     create_table,
     drop_system_logs,
@@ -54,6 +60,11 @@ def main() -> int:
         help="rewrite a table, or all of them one after the other, into big blocks; collectors may run",
     )
     instead.add_argument(
+        "--history",
+        action="store_true",
+        help="copy into the histories what they lack of their tables; collectors may run",
+    )
+    instead.add_argument(
         "--repair",
         nargs="?",
         const="",
@@ -71,8 +82,7 @@ def main() -> int:
         if options.repair is not None:
             return repair(options.repair, always=options.yes)
         settings = load_settings()
-        for config in all_symbols(settings):
-            check_identifier("table_name", config["table_name"])
+        check_settings(settings)
         client = connect(settings)
         wait_for_server(client, settings, options.wait)
         if options.reset and not (options.yes or confirmed(reset_warning(settings))):
@@ -80,6 +90,8 @@ def main() -> int:
             return 1
         if options.compact is not None:
             return compact_tables(settings, options.compact)
+        if options.history:
+            return copy_into_histories(settings)
         return set_up(client, settings, reset=options.reset)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -91,6 +103,16 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 2 if is_misconfigured(error) else 1
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise ConfigError where tables cannot be set up like that."""
+    for config in all_symbols(settings):
+        check_identifier("table_name", config["table_name"])
+    if settings.history and settings.history_keep_days and not settings.compact_blocks:
+        raise ConfigError(
+            "HISTORY_KEEP_DAYS would drop rows that COMPACT_BLOCKS=0 keeps elsewhere: set one of them otherwise"
+        )
 
 
 def wait_for_server(client: Client, settings: Settings, seconds: float) -> None:
@@ -145,6 +167,18 @@ def compact_tables(settings: Settings, only: str) -> int:
     return exit_code
 
 
+def copy_into_histories(settings: Settings) -> int:
+    """Copy what the histories of all tables lack, and print what is done; return the exit code."""
+    exit_code = 0
+    for config in all_symbols(settings):
+        try:
+            show(copy(settings, config["table_name"]))
+        except CompactionError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+    return exit_code
+
+
 def show(steps: Iterable[Progress]) -> None:
     """Print each step as a line, and on a terminal the present one as a bar."""
     text = ""
@@ -158,8 +192,10 @@ def show(steps: Iterable[Progress]) -> None:
 
 def reset_warning(settings: Settings) -> str:
     """Return what is deleted by --reset."""
-    names = ", ".join(config["table_name"] for config in all_symbols(settings))
-    return f"This deletes ALL DATA in the tables {names} of {settings.clickhouse_database}."
+    names = [config["table_name"] for config in all_symbols(settings)]
+    if settings.history:
+        names += [history.history_of(name) for name in names]
+    return f"This deletes ALL DATA in the tables {', '.join(names)} of {settings.clickhouse_database}."
 
 
 def confirmed(warning: str) -> bool:
@@ -179,6 +215,7 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
     for name in drop_system_logs(client):
         print(f"  Dropped {name}")
     create_database(client, database)
+    create_claims(client, database)
     unknown = unknown_symbols(client, settings)
     configs = [config for config in all_symbols(settings) if config["symbol"] not in unknown]
     for config in configs:
@@ -193,10 +230,23 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
         except SetupError as error:
             print(error)
             return 1
+    if settings.history:
+        try:
+            provide_history(settings, reset=reset)
+        except SetupError as error:
+            print(error)
+            return 1
+        except CLICKHOUSE_ERRORS as error:
+            print(history.explain_history(error, settings), file=sys.stderr)
+            return 2 if is_misconfigured(error) else 1
     print("\nSetup Summary:")
     for config in configs:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
+        if settings.history:
+            print(
+                f"  {name.upper()} history: {history.history_of(name)} table, views {', '.join(history.views_of(name))}"
+            )
     for line in unknown.values():
         print(f"SYMBOLS: {line}", file=sys.stderr)
     return 2 if unknown else 0
@@ -216,6 +266,30 @@ def unknown_symbols(client: Client, settings: Settings) -> dict[str, str]:
     except RestError:
         return {}
     return {symbol: no_contract(symbol, contracts) for symbol in new if symbol not in contracts}
+
+
+def provide_history(settings: Settings, *, reset: bool) -> None:
+    """Make what belongs to the histories of all tables, unless it is there, and see that it can be used.
+
+    Raises SetupError.
+    """
+    database = settings.clickhouse_database
+    client = history.connect_history(settings)
+    create_database(client, database)
+    for config in all_symbols(settings):
+        name = config["table_name"]
+        if reset and history.is_there(client, database, name):
+            print(f"Deleting {history.history_of(name)} table...")
+            history.drop(client, database, name)
+        is_new = not history.is_there(client, database, name)
+        print(
+            f"Creating {history.history_of(name)} table..."
+            if is_new
+            else f"Keeping {history.history_of(name)} table, it exists"
+        )
+        if not is_new and (wrong := history.what_is_wrong(client, database, name)):
+            raise SetupError(wrong)
+        history.provide(client, settings, name)
 
 
 class SetupError(Exception):

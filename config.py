@@ -175,6 +175,15 @@ class Settings:
     flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
     max_batch_rows: int = 10_000  # most rows of one INSERT when catching up
     compact_blocks: int = 50_000  # small blocks, after which a collector rewrites its table into big ones; 0: never
+    history: int = 0  # 1: all rows go into a second table as well, where a range of time costs what is in it
+    history_interval: float = 5.0  # seconds that rows may wait to share an INSERT into it
+    history_keep_days: int = 0  # days after which a month of it is dropped; 0: never
+    history_engine: str = "MergeTree"  # of its table; any of that family, with its arguments
+    history_host: str = ""  # where it is; empty, and 0, and -1 below: where the other tables are
+    history_port: int = 0
+    history_user: str = ""
+    history_password: str = ""
+    history_secure: int = -1
     metrics_port: int = 0  # where a collector serves Prometheus; 0: nowhere
     metrics_host: str = "127.0.0.1"  # the address of this machine to serve it at
 
@@ -198,12 +207,24 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if not _is_address(settings.mexc_rest_url, "http", "https"):
         raise ConfigError(f"MEXC_REST_URL={settings.mexc_rest_url} is not a web address: https://host")
     check_identifier("CLICKHOUSE_DATABASE", settings.clickhouse_database)
+    if not re.fullmatch(r"[A-Za-z]*MergeTree(\([^()]*\))?", settings.history_engine):
+        raise ConfigError(
+            f"HISTORY_ENGINE={settings.history_engine} is no engine for it: MergeTree, or ReplicatedMergeTree('/path',"
+            " 'replica')"
+        )
     more_symbols(settings)
     return replace(
         settings,
         journal_dir=_expand_home("JOURNAL_DIR", settings.journal_dir),
         klines_dir=_expand_home("KLINES_DIR", settings.klines_dir),
     )
+
+
+def origin(name: str, environ: Mapping[str, str] | None = None, dotenv: Path | None = PROJECT / ".env") -> str:
+    """Return in words where the setting `name` has its value from, by the same rules as `load_settings`."""
+    if (os.environ if environ is None else environ).get(name, "").strip():
+        return "from the environment"
+    return "from .env" if _read_dotenv(dotenv).get(name, "").strip() else "the default"
 
 
 def check_identifier(what: str, name: str) -> None:
@@ -247,6 +268,11 @@ _LIMITS = {
     "flush_interval": (0, 3600),
     "max_batch_rows": (1, 1e6),
     "compact_blocks": (0, 1e9),
+    "history": (0, 1),
+    "history_interval": (0, 3600),
+    "history_keep_days": (0, 36_500),
+    "history_port": (0, 65535),
+    "history_secure": (-1, 1),
     "metrics_port": (0, 65535),
 }
 

@@ -114,15 +114,29 @@ make_env() {
   check_credentials
 }
 
+# check_credentials: say what there is of them; where there are any, no container may run without, by an omission.
 check_credentials() {
-  local user
+  local user user_file=""
   user=$(env_value NORDVPN_USER)
-  if [[ -z $user || -z $(env_value NORDVPN_PASS) ]]; then
-    missing "VPN credentials: put NORDVPN_USER and NORDVPN_PASS into .env, or run without VPN"
-  elif [[ $user == *@* ]] && ! grep -qs VPN_CONFIG docker-compose.override.yml; then
-    missing "VPN credentials: NORDVPN_USER is an e-mail address, which is the account's; service credentials are needed, see VPN-SETUP.md"
+  user_file=$(env_value NORDVPN_USER_FILE)
+  [[ :$(env_value COMPOSE_FILE): != *:docker-compose.secrets.yml:* ]] || user_file=secrets/nordvpn_user
+  if [[ -n $user && -n $(env_value NORDVPN_PASS) ]]; then
+    if [[ $user == *@* ]] && ! grep -qs VPN_CONFIG docker-compose.override.yml; then
+      missing "VPN credentials: NORDVPN_USER is an e-mail address, which is the account's; service credentials are needed, see VPN-SETUP.md"
+    else
+      ok ".env: VPN credentials"
+    fi
+  elif [[ -n $user_file && -s $user_file ]]; then
+    ok "VPN credentials: in files"
+  elif grep -qs VPN_CONFIG docker-compose.override.yml; then
+    ok "VPN: docker-compose.override.yml names a configuration"
   else
-    ok ".env: VPN credentials"
+    missing "VPN credentials: put NORDVPN_USER and NORDVPN_PASS into .env, or run without VPN"
+    return
+  fi
+  if [[ -z $(env_value VPN_REQUIRED) ]]; then
+    printf '\n# Made by setup.sh: a container without VPN credentials ends, rather than run without a VPN\nVPN_REQUIRED=1\n' >>.env
+    ok ".env: added VPN_REQUIRED=1"
   fi
 }
 

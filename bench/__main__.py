@@ -23,6 +23,8 @@ BENCHES = (
     "connections",
     "symbols",
     "sockets",
+    "arrays",
+    "history",
 )
 
 

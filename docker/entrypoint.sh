@@ -186,6 +186,8 @@ for name in NORDVPN_USER NORDVPN_PASS; do
 done
 unset NORDVPN_USER NORDVPN_PASS # not the collector's business
 if [[ -z $username$password && -z ${VPN_CONFIG:-} ]]; then
+  [[ ${VPN_REQUIRED:-0} == 0 ]] ||
+    die "VPN_REQUIRED=$VPN_REQUIRED, and this container has no VPN credentials: see VPN-SETUP.md; VPN_REQUIRED=0 in .env runs without VPN"
   echo "No VPN credentials provided, running without VPN"
   exec "${as_collector[@]}" "$@"
 fi

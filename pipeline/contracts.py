@@ -33,13 +33,22 @@ def known_contract(settings: Settings, config: SymbolConfig) -> Contract | None:
     return None
 
 
+class UnknownContract(Exception):
+    """MEXC has no such contract; the text is one line that says so."""
+
+
 def check_contract(rest: Rest, settings: Settings, config: SymbolConfig) -> str:
-    """Ask MEXC for the contract of a symbol; return a line where that is news, and keep it where it was not known."""
+    """Ask MEXC for the contract of a symbol; return a line where that is news, and keep it where it was not known.
+
+    Raises UnknownContract.
+    """
     symbol = config["symbol"]
     try:
         detail = rest.get("/api/v1/contract/detail", symbol=symbol)
     except RestError as error:
-        return f"MEXC does not know {symbol}: {error}" if error.code == UNKNOWN else ""
+        if error.code == UNKNOWN:
+            raise UnknownContract(f"{unknown_contract(symbol)}: {error}") from None
+        return ""
     return _compare(detail, settings, config)
 
 
@@ -98,6 +107,11 @@ def _compare(detail: Any, settings: Settings, config: SymbolConfig) -> str:
             new.write_text(json.dumps({name: f"{value:f}" for name, value in zip(found._fields, found, strict=True)}))
             new.replace(path)
     return ""
+
+
+def unknown_contract(symbol: str) -> str:
+    """Return how it is said that MEXC has no such contract: it was never there, or is no longer."""
+    return f"MEXC does not know {symbol}"
 
 
 def _contract(detail: Any) -> Contract:

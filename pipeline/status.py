@@ -37,10 +37,16 @@ class Status:
     """Whether rows wait because the table is being compacted."""
     connections_down: int = 0
     """How many of the connections to the exchange that are wanted are not there."""
+    blocked: str = ""
+    """What has to be put right before anything goes on, a line; empty where nothing has."""
     trouble: list[str] = field(default_factory=list)
     """What is wrong with subscriptions, a line each."""
     channel_ages: dict[str, float] = field(default_factory=dict)
     """Since the newest push of each channel, or since the start where none came."""
+    history_waiting: int | None = None
+    """Rows in the journal that the history is not known to hold; None where there is none."""
+    history_stuck_for: float = 0.0
+    """For how long rows have waited for it without it acknowledging any."""
 
 
 def stale_after(settings: Settings) -> float:
@@ -68,6 +74,8 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
         return False, f"the collector has not reported for {age:.0f} s: it is stuck or not running, or the disk is full"
     if status.journal_full:
         return False, "the journal takes no more, new rows are LOST: free some disk, or see JOURNAL_MAX_MB"
+    if status.blocked:
+        return False, f"{status.blocked}; {many(status.waiting, 'row')} wait{'s' * (status.waiting == 1)}"
     # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
     if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
         return False, f"nothing came from the exchange for {status.frame_age:.0f} s"
@@ -78,6 +86,9 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     if status.stuck_for > stale_after(settings):
         waiting = f"{status.waiting} rows wait, safe in the journal"
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
+    if status.history_stuck_for > stale_after(settings) + settings.history_interval:
+        waiting = f"{status.history_waiting} rows wait, safe in the journal"
+        return False, f"the history has taken no rows for {status.history_stuck_for:.0f} s; {waiting}"
     if status.market_age > settings.stale_timeout:
         return True, f"connected, but the market is empty: no data for {status.market_age:.0f} s"
     down = f" ({many(status.connections_down, 'connection')} down)" if status.connections_down else ""

@@ -168,9 +168,14 @@ class Stack:
 
     def query(self, sql: str) -> Any:
         """Return the rows that ClickHouse answers `sql` with."""
+        return self.client.execute(sql)
+
+    @property
+    def client(self) -> Client:
+        """The test's own connection to ClickHouse."""
         if self._client is None:
             self._client = Client("127.0.0.1", port=self.port, password=self.env["CLICKHOUSE_PASSWORD"])
-        return self._client.execute(sql)
+        return self._client
 
     def count(self, table: str = "btc") -> int:
         """Return how many rows a table has."""

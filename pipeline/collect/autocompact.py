@@ -15,7 +15,8 @@ from contextlib import contextmanager
 
 from config import PROJECT, Settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
-from pipeline.store.compact import CompactionError, blocks_allowed, compact, count_small_blocks
+from pipeline.store.compact import CompactionError, blocks_allowed, count_small_blocks
+from pipeline.store.turnover import tidy
 
 _SHARE = 20  # a collector spends one part in so many of its time on compaction
 _RETRY = 600.0  # seconds from a compaction that failed to the next try
@@ -67,7 +68,7 @@ class AutoCompaction:
                 if self.small_blocks <= self._limit or not self._is_time():
                     return True
             self.under_way = True
-            for step in compact(self._settings, self._name):
+            for step in tidy(self._settings, self._name):
                 if step.done in (0, 1):
                     self._say(step.text)
                 if stopping():

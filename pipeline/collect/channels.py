@@ -29,6 +29,10 @@ class Useless(Exception):
     """This connection is to be replaced; the text says why."""
 
 
+class Hopeless(Useless):
+    """The same, and another connection will hardly help: there is no hurry."""
+
+
 @dataclass
 class _Subscription:
     asked: float | None = None

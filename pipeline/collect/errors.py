@@ -4,6 +4,7 @@ Exception
   JournalError        the journal cannot be opened
   JournalFull         the journal has taken nothing, none of several rows
   TableMissing        there is no table, yet or at the moment
+  TableUnusable       there is one, and nothing can be sent to it as things are
   StillInserting      an earlier INSERT of ours has not ended
 """
 
@@ -18,6 +19,10 @@ class JournalFull(Exception):
 
 class TableMissing(Exception):
     """The table does not exist (yet, or at the moment)."""
+
+
+class TableUnusable(Exception):
+    """The table is not what it has to be, or not yet."""
 
 
 class StillInserting(Exception):

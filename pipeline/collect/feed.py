@@ -17,13 +17,14 @@ from typing import Any
 import websocket
 
 from pipeline.collect.backoff import backoff
-from pipeline.collect.channels import Useless
+from pipeline.collect.channels import Hopeless, Useless
 
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed
 _CHECK = 0.25  # seconds between two checks of the subscriptions, where frames come more often
 _CONNECT_TIMEOUT = 10.0  # seconds
 _OF_USE = 2.0  # seconds; a connection that gave data for so long may be replaced at once
+_HOPELESS = (60.0, 600.0)  # seconds; the first delay and the longest where a connection will hardly be of use
 _ERRORS = (websocket.WebSocketException, OSError, ValueError)
 
 
@@ -38,7 +39,10 @@ class FeedEvents:
         """A connection is up, and the subscriptions were sent."""
 
     def check(self) -> Sequence[str]:
-        """Return the methods that are to be subscribed anew; called about twice a second. Raises Useless."""
+        """Return the methods that are to be subscribed anew; called about twice a second.
+
+        Raises Useless, or Hopeless.
+        """
         return ()
 
     def not_connected(self, line: str) -> None:
@@ -54,6 +58,10 @@ class _ConnectFailed(Exception):
 
 class _Dropped(Exception):
     """The connection is of no use any more; the text says why."""
+
+    def __init__(self, text: str, *, is_hopeless: bool = False) -> None:
+        super().__init__(text)
+        self.is_hopeless = is_hopeless
 
 
 class Feed:
@@ -86,8 +94,9 @@ class Feed:
 
     def run(self) -> None:
         """Receive frames until `stop` is called."""
-        delays = backoff()
+        delays, slow = backoff(), backoff(*_HOPELESS)
         delay = next(delays)
+        next(slow)  # which is none
         while not self._stop.wait(delay):
             started = time.monotonic()
             try:
@@ -99,7 +108,7 @@ class Feed:
             except (_ConnectFailed, _Dropped) as end:
                 if self._last_data is not None and self._last_data - started > _OF_USE:
                     delays = backoff()
-                delay = next(delays)
+                delay = next(slow if isinstance(end, _Dropped) and end.is_hopeless else delays)
                 report = self._events.dropped if isinstance(end, _Dropped) else self._events.not_connected
                 report(f"{end}; trying again {f'in {delay:.1f} s' if delay else 'now'}")
 
@@ -141,7 +150,7 @@ class Feed:
                 try:
                     again = self._events.check()
                 except Useless as reason:
-                    raise _Dropped(f"Gave up {self._url}: {reason}") from None
+                    raise _Dropped(f"Gave up {self._url}: {reason}", is_hopeless=isinstance(reason, Hopeless)) from None
                 self._send(connection, *(self._requests[method] for method in again))
             if now >= next_ping:
                 next_ping = now + self._ping_interval

@@ -26,12 +26,17 @@ from pipeline.status import STATUS_SUFFIX, Status, check, status_path
 class Heartbeat:
     """Keeps a collector's status file up to date."""
 
-    def __init__(self, settings: Settings, table_name: str, position: Position) -> None:
+    def __init__(
+        self, settings: Settings, table_name: str, position: Position, history: Position | None = None
+    ) -> None:
+        """`position` is that of the table, `history` that of its history, where there is one."""
         self._path = status_path(settings, table_name)
         self._new = self._path.with_suffix(".new")
         self.position = position
-        self._start = self._last_frame = self._last_market = self._last_progress = time.monotonic()
-        self._stored = position.rows
+        self.history = history
+        self._start = self._last_frame = self._last_market = time.monotonic()
+        self._progress = _Progress(position)
+        self._history_progress = _Progress(history) if history else None
         self.status = Status(time.time(), 0.0, 0.0, 0.0, position.waiting, journal_full=False)
         """As of the last beat; for any thread."""
 
@@ -47,29 +52,44 @@ class Heartbeat:
         journal_full: bool,
         being_compacted: bool = False,
         connections_down: int = 0,
+        blocked: str = "",
         trouble: Sequence[str] = (),
         channel_ages: Mapping[str, float] | None = None,
     ) -> None:
         """Replace the status file, where that is possible; in the main thread."""
         now = time.monotonic()
-        waiting, stored = self.position.waiting, self.position.rows
-        if not waiting or stored != self._stored:
-            self._last_progress, self._stored = now, stored
         self.status = Status(
             written=time.time(),
             frame_age=now - self._last_frame,
             market_age=now - self._last_market,
-            stuck_for=now - self._last_progress,
-            waiting=waiting,
+            stuck_for=self._progress.stuck_for(now),
+            waiting=self.position.waiting,
             journal_full=journal_full,
             being_compacted=being_compacted,
             connections_down=connections_down,
+            blocked=blocked,
             trouble=list(trouble),
             channel_ages={name: min(age, now - self._start) for name, age in (channel_ages or {}).items()},
+            history_waiting=self.history.waiting if self.history else None,
+            history_stuck_for=self._history_progress.stuck_for(now) if self._history_progress else 0.0,
         )
         with suppress(OSError):
             self._new.write_text(json.dumps(asdict(self.status)))
             self._new.replace(self._path)
+
+
+class _Progress:
+    """Tells for how long rows have waited at a position, and none of them went on."""
+
+    def __init__(self, position: Position) -> None:
+        self._position, self._rows, self._last = position, position.rows, time.monotonic()
+
+    def stuck_for(self, now: float) -> float:
+        """Return that, in seconds, as of a moment of the monotonic clock."""
+        waiting, rows = self._position.waiting, self._position.rows
+        if not waiting or rows != self._rows:
+            self._last, self._rows = now, rows
+        return now - self._last
 
 
 def main(names: list[str]) -> int:

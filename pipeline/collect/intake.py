@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from config import Settings, SymbolConfig
-from pipeline.collect.channels import Channels
+from pipeline.collect.channels import Channels, Hopeless
 from pipeline.collect.errors import JournalFull
 from pipeline.collect.feed import Feed, FeedEvents
 from pipeline.collect.gaps import Gaps
@@ -21,10 +21,11 @@ from pipeline.collect.health import Heartbeat
 from pipeline.collect.journal import Journal
 from pipeline.collect.once import Once
 from pipeline.collect.stats import ErrorKind, Stats
-from pipeline.contracts import check_contract
+from pipeline.contracts import UnknownContract, check_contract, unknown_contract
 from pipeline.messages import Message, Row, parse_frame
 from pipeline.rest import Rest
 
+_PROOF = 5  # seconds that market data has to show that MEXC knows a symbol after all
 _LAGS = 2.0  # seconds without market data, after which another connection is the one in front
 
 
@@ -56,15 +57,29 @@ class Intake:
         self._missing: set[tuple[str, str]] = set()  # fields that were said to be missing
         self.journal_full = False
         """Whether new rows are lost, because the journal takes no more."""
+        self._has_data = False  # market data came
+        self.unknown = ""
+        """That MEXC does not know the symbol, where it says so and has sent nothing of it; else empty."""
         self.connections = [
             _Connection(self, number, config, settings) for number in range(1, settings.connections + 1)
         ]
         self._front = self.connections[0]
 
     def check_contract(self) -> None:
-        """Ask MEXC, once, whether the contract is what it is taken for; where it cannot be asked, some other time."""
-        if line := check_contract(self._rest, self._settings, self._config):
-            self._say(line)
+        """Ask MEXC, once, whether the contract is what it is taken for; where it cannot be asked, some other time.
+
+        Raises pipeline.contracts.UnknownContract, unless there is market data of it all the same.
+        """
+        try:
+            if line := check_contract(self._rest, self._settings, self._config):
+                self._say(line)
+        except UnknownContract as error:
+            for _ in range(_PROOF):
+                if self._has_data:
+                    self._say(str(error))
+                    return
+                time.sleep(1)
+            raise
 
     def feeds(self) -> Iterator[Callable[[], None]]:
         """Yield what is to be run in threads, until `stop`."""
@@ -114,6 +129,8 @@ class Intake:
                 self._market_data(connection, message)
             elif message.channel == "rs.error":
                 self.failed(connection, "error frame", f"MEXC reports: {message.text}")
+                if f"[{self.symbol}] not exist" in message.text and not self._has_data:
+                    self.unknown = unknown_contract(self.symbol)
             elif message.refused:
                 connection.channels.refused(message.refused, message.text)
             elif message.channel.startswith("rs.sub."):
@@ -162,6 +179,7 @@ class Intake:
 
     def _market_data(self, connection: _Connection, message: Message) -> None:
         now = connection.newest = time.monotonic()
+        self._has_data, self.unknown = True, ""
         if connection is not self._front and (not self._front.is_up or now - self._front.newest > _LAGS):
             self._front = connection
         self.succeeded(connection, "dropped connection", "error frame")
@@ -239,6 +257,8 @@ class _Connection(FeedEvents):
         self._intake.dropped(self, line)
 
     def check(self) -> Sequence[str]:
+        if unknown := self._intake.unknown:
+            raise Hopeless(unknown)
         again = self.channels.check(time.monotonic())
         if "sub.deal" in again:
             self._intake.deals_stopped()

@@ -24,7 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pipeline.collect.errors import JournalError, JournalFull
 from pipeline.collect.salvage import aside, finish_salvage, salvage
@@ -68,13 +68,17 @@ INSERT INTO runs SELECT seq, seq - 1 FROM rows ORDER BY seq LIMIT 1;
 DROP TABLE state_0;
 PRAGMA user_version = {VERSION};
 """
-STRIPELOG = """
-    CAST(ifnull(ts, 0) AS INTEGER),
-    CASE WHEN mt IN ('t', 'd', 'dp', 'dl') THEN mt ELSE 'dl' END,
-    CAST(ifnull(m, '') AS TEXT)
-"""
+_TS, _MT, _M = (
+    "CAST(ifnull(ts, 0) AS INTEGER)",
+    "CASE WHEN mt IN ('t', 'd', 'dp', 'dl') THEN mt ELSE 'dl' END",
+    "CAST(ifnull(m, '') AS TEXT)",
+)
+STRIPELOG = f"{_TS}, {_MT}, {_M}"
 """The columns of `rows` that a StripeLog table has. A flipped bit that SQLite does not notice would make a row that no
 table takes, and everything behind it wait for ever; such a row goes as a dead letter."""
+_RECEIVED, _EVENT, _ID = (f"max(0, CAST(ifnull({name}, 0) AS INTEGER))" for name in ("received", "event", "id"))
+HISTORY = f"seq, {_TS}, {_RECEIVED}, {_EVENT}, {_MT}, {_ID}, {_M}"
+"""Those that a history has."""
 
 _COLUMNS_0 = ["id", "ts", "mt", "m", "trade"]
 _INSERT = "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -152,23 +156,27 @@ class Journal:
             found = self._query("SELECT ts FROM rows WHERE mt <> 'dl' ORDER BY seq DESC LIMIT 1")
             return found[0][0] if found else None
 
-    def position(self, name: str, columns: str = STRIPELOG) -> Position:
+    def position(self, name: str, columns: str = STRIPELOG, beside: Position | None = None) -> Position:
         """Return where the table `name` stands; of one that was not asked for before, nothing is known.
 
-        `columns` are what the table takes of `rows`. Raises JournalFull.
+        `columns` are what the table takes of `rows`. `beside` is the position of a table that has the same rows:
+        then this one begins where that stands, and where there is no room, rows that only this one has not got make
+        way for new ones (`has_gap`). Raises JournalFull.
         """
         with self._lock:
             if name not in self._positions:
                 try:
-                    self._positions[name] = self._guarded(lambda: self._read_position(name, columns))
+                    self._positions[name] = self._guarded(lambda: self._read_position(name, columns, beside))
                 except sqlite3.OperationalError as error:
                     raise JournalFull(f"{self.path} cannot be written: {error}") from None
             return self._positions[name]
 
-    def wait(self, timeout: float) -> bool:
-        """Wait at most `timeout` seconds for rows that a table has not got; return whether there are any."""
+    def leave(self) -> None:
+        """Note that no table is to get what waits. Raises JournalFull."""
         with self._lock:
-            return self._arrived.wait_for(lambda: self.waiting > 0, timeout)
+            for position in self._positions.values():
+                waiting = position.waiting
+                position.adopt(position.token, position.rows + (waiting if position._beside else 0), waiting)
 
     def sync(self) -> None:
         """Put all that was appended so far on the disk for good; what a power loss takes came after.
@@ -252,12 +260,20 @@ class Journal:
         self._first = max(self.newest + 1, self._clock() // 1000)
         self._has_begun = self._first == self.newest + 1 and bool(self._firsts)
 
-    def _read_position(self, name: str, columns: str) -> Position:
+    def _read_position(self, name: str, columns: str, beside: Position | None) -> Position:
         query = "SELECT token, base, seq, rows, sent FROM state WHERE name = ?"
-        token, base, seq, rows, sent = self._db.execute(query, (name,)).fetchone() or (None, 0, 0, 0, None)
-        position = Position(self, name, columns)
+        found = self._db.execute(query, (name,)).fetchone()
+        if found is None and beside is not None:
+            seq = self._seq(beside._number)
+            found = (None, seq, seq, 0, seq)
+        token, base, seq, rows, sent = found or (None, 0, 0, 0, None)
+        position = Position(self, name, columns, beside)
         position.token, position.rows = token, rows
         position._base, position._number = self._number(base), self._number(seq)
+        # Of what was given in runs that are forgotten, it is not known how many rows came after that.
+        position._is_adrift = (
+            beside is not None and bool(self._firsts) and seq < self._firsts[0] and self._before[0] > 0
+        )
         position._known_to = self._at_opening
         position._sent = max(position._number, self._at_opening if sent is None else self._number(sent))
         self._store(position)  # what comes from now on was not handed over, whatever becomes of this run
@@ -292,18 +308,19 @@ class Journal:
         kept = [
             (seq, ts, mt, m, number, received_us, event) for seq, (ts, mt, m, number, event) in enumerate(rows, first)
         ]
-        try:
-            self._insert(kept)
-        except sqlite3.OperationalError as error:
-            if not _is_no_room(error):
-                raise
+        # Where there is no room, rows that all tables hold make way; then those that only a table beside another lacks.
+        for make_room in (None, self._delete_held, self._delete_spare):
             try:
-                self._delete_up_to(self._held())  # rows that the tables hold make room for rows they do not
+                if make_room:
+                    make_room()
                 self._insert(kept)
-            except sqlite3.OperationalError as still:
-                if not _is_no_room(still):
+                break
+            except sqlite3.OperationalError as error:
+                if not _is_no_room(error):
                     raise
-                raise JournalFull(str(error)) from None
+                reason = str(error)
+        else:
+            raise JournalFull(reason)
         if not self._has_begun:
             self._firsts.append(first)
             self._before.append(self.written)
@@ -323,6 +340,15 @@ class Journal:
                 self._db.execute("DELETE FROM runs WHERE first > ?", (self.newest,))
                 self._db.execute("INSERT INTO runs VALUES (?, ?)", (self._first, self.written))
             self._db.executemany(_INSERT, kept)
+
+    def _delete_held(self) -> None:
+        self._delete_up_to(self._held())
+
+    def _delete_spare(self) -> None:
+        self._delete_up_to(min((each._number for each in self._positions.values() if not each._beside), default=0))
+        for position in self._positions.values():
+            if position.has_gap:
+                position.fence()
 
     def _held(self) -> int:
         """Return the number up to which every table is known to hold all rows."""
@@ -423,7 +449,7 @@ class Journal:
             finish_salvage(self.path)
             self._begin()
             for name, position in self._positions.items():
-                position.__dict__.update(self._read_position(name, position.columns).__dict__)
+                position.__dict__.update(self._read_position(name, position.columns, position._beside).__dict__)
         except (sqlite3.Error, OSError) as error:
             self._lost = f"{self.path} is damaged, and what is in it cannot be saved ({error}): move it elsewhere"
             raise JournalError(self._lost) from None
@@ -461,6 +487,26 @@ def _connect(path: Path) -> sqlite3.Connection:
     return db
 
 
+class Standing(NamedTuple):
+    """A position at some moment: what the table had, and which rows come next."""
+
+    token: str | None
+    rows: int
+    """How many rows the table had."""
+    number: int
+    """How many rows were given until then; where those that come next are no longer here, until the oldest one."""
+    base: int
+    """Likewise, until its rows were last put into step with the table's by anything but the count."""
+    base_seq: int
+    """The seq after which all the table's rows are this journal's; 0 where that is not known any more."""
+    last_seq: int
+    """The seq of the last row that it is known to hold; 0 where none was sent since it was met."""
+    next_seq: int
+    """The seq of the row that comes next, here or yet to come."""
+    is_known: bool
+    """Whether the table was asked, and no INSERT is in doubt."""
+
+
 class Position:
     """Where one table stands in its journal: rows up to here are in it, or are never to be.
 
@@ -471,9 +517,11 @@ class Position:
     the call returns. Numbers here count rows, so that a hole between two runs of the collector counts nothing.
     """
 
-    def __init__(self, journal: Journal, name: str, columns: str) -> None:
+    def __init__(self, journal: Journal, name: str, columns: str, beside: Position | None = None) -> None:
         self._journal = journal
         self.name, self.columns = name, columns
+        self._beside = beside
+        self._is_adrift = False
         self.token: str | None = None
         """The creation token of the table; None where no table was met yet."""
         self.rows = 0
@@ -499,6 +547,38 @@ class Position:
         """How many of them could be in it if the journal is not what it was, after a power loss or a copy put back."""
         return max(self._sent, self._known_to) - self._number
 
+    @property
+    def has_gap(self) -> bool:
+        """Whether rows that come next are no longer here, as far as can be known."""
+        with self._journal._lock:
+            return self._is_adrift or self._number < self._journal._number(self._journal.oldest - 1)
+
+    def wait(self, timeout: float, count: int = 1) -> bool:
+        """Wait at most `timeout` seconds until `count` rows wait; return whether they do."""
+        with self._journal._lock:
+            return self._journal._arrived.wait_for(lambda: self.waiting >= count, timeout)
+
+    def stand(self) -> Standing:
+        """Return where it stands at this moment."""
+        journal = self._journal
+        with journal._lock:
+            number = max(self._number, journal._number(journal.oldest - 1))
+            found = journal._query("SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT 1", journal._seq(number))
+            next_seq = found[0][0] if found else journal.newest + 1 if journal._has_begun else journal._first
+            last_seq = journal._seq(self._number) if self._number > self._base else 0
+            base_seq = journal._seq(self._base)
+            return Standing(self.token, self.rows, number, self._base, base_seq, last_seq, next_seq, self.is_open)
+
+    def seq_before(self, count: int) -> int:
+        """Return the seq of the row that is so many before the next one; 0 where that is not known any more."""
+        with self._journal._lock:
+            return self._journal._seq(max(0, self._number - count))
+
+    def count(self, first: int, last: int) -> int:
+        """Return how many rows have a seq from `first` to `last`."""
+        with self._journal._lock:
+            return self._journal._number(last) - self._journal._number(first - 1)
+
     def pending(self, limit: int, after: int = 0) -> list[Any]:
         """Return the rows that wait, `limit` at most, oldest first, without the first `after`: tuples of `columns`."""
         journal = self._journal
@@ -506,12 +586,15 @@ class Position:
             seq = journal._seq(self._number + after)
             return journal._query(f"SELECT {self.columns} FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit)
 
-    def held(self) -> list[Any]:
-        """Return the rows that the table is known to hold and that are kept, newest first: tuples of `columns`."""
+    def held(self, limit: int = -1) -> list[Any]:
+        """Return the rows that the table is known to hold and that are kept, newest first: tuples of `columns`.
+
+        Of all of them, or of the `limit` newest ones.
+        """
         journal = self._journal
         with journal._lock:
-            seq = journal._seq(self._number)
-            return journal._query(f"SELECT {self.columns} FROM rows WHERE seq <= ? ORDER BY seq DESC", seq)
+            query = f"SELECT {self.columns} FROM rows WHERE seq <= ? ORDER BY seq DESC LIMIT ?"
+            return journal._query(query, journal._seq(self._number), limit)
 
     def hand_over(self, count: int) -> bool:
         """Note that the first `count` rows that wait are handed to an INSERT; returns False where they may not be.
@@ -562,18 +645,25 @@ class Position:
                 self._settle(number)
                 self.rows -= count
             else:
-                self._change(_number=number, _base=number, _sent=number, _known_to=number, rows=self.rows - count)
+                self._go_to(number, rows=self.rows - count)
             return again
 
-    def adopt(self, token: str, rows: int, skip: int) -> None:
+    def adopt(self, token: str | None, rows: int, skip: int) -> None:
         """Go on after what a table holds that is another one, or in another state, than was known. Raises JournalFull.
 
         It has that `token` and `rows` rows, the first `skip` waiting ones among them, wherever they stand. Where that
         is negative, so many that it was known to hold wait again.
         """
         with self._journal._lock:
-            number = self._number + skip
-            self._change(token=token, rows=rows, _number=number, _base=number, _sent=number, _known_to=number)
+            self._go_to(self._number + skip, token=token, rows=rows)
+
+    def adopt_here(self, token: str, number: int) -> None:
+        """Go on after the row with that number, in a table that has this `token`. Raises JournalFull."""
+        with self._journal._lock:
+            self._go_to(number, token=token, rows=number, _is_adrift=False)
+
+    def _go_to(self, number: int, **changes: Any) -> None:
+        self._change(_number=number, _base=number, _sent=number, _known_to=number, **changes)
 
     def _settle(self, number: int) -> None:
         self._number = self._sent = self._known_to = number

@@ -52,7 +52,7 @@ class Metrics(Collector):
             "mexc_insert_duration_seconds", "From sending an INSERT to its acknowledgement", _SECONDS
         )
         self._insert_rows = self._histogram("mexc_insert_rows", "Rows of an INSERT", _ROWS)
-        stripelog.on_insert = self._inserted
+        stripelog.inserts.on_insert = self._inserted
 
     def serve(self, settings: Settings) -> None:
         """Answer Prometheus in a thread of its own, for as long as the process lives. Raises OSError."""

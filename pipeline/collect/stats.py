@@ -83,8 +83,11 @@ class Stats:
         with self._lock:
             return self._before + self._counts
 
-    def block(self, seconds: float, waiting: int, up: int = 1) -> str:
-        """Return the block for the last `seconds`, and count anew; `waiting` rows wait, `up` connections are there."""
+    def block(self, seconds: float, waiting: int, up: int = 1, history: int = 0) -> str:
+        """Return the block for the last `seconds`, and count anew.
+
+        `waiting` rows wait for the table, `up` connections are there, `history` rows wait for a history in trouble.
+        """
         with self._lock:
             counts, self._counts = self._counts, Counter()
             self._before.update(counts)
@@ -107,6 +110,8 @@ class Stats:
             lines.append(f"Repeated Deals, dropped: {counts['repeated']}")
         if waiting:
             lines.append(f"Waiting in journal: {waiting}")
+        if history:
+            lines.append(f"Waiting for history: {history}")
         if counts["refused"]:
             lines.append(f"LOST, journal full: {counts['refused']}")
         return "\n".join([*lines, f"Rate: {total / seconds:.2f} records/sec", _RULE])

@@ -5,7 +5,8 @@ whatever happens to the connection, the server, the journal's disk or this proce
 holds, and none is skipped that it does not hold. This rests on being the table's only writer: what it has more than at
 the known position are the rows after that, in order, so its own row count tells which. It is asked for whenever the
 outcome of an INSERT can be in doubt: at the start, after a lost connection and after any failed INSERT. Where the count
-cannot be explained by rows that were handed over, the rows themselves are compared, and what is not ours is said.
+cannot be explained by rows that were handed over, the rows themselves are compared, and what is not ours is said. A
+table that has the journal's numbers of its rows need not have its count explained.
 """
 
 from __future__ import annotations
@@ -44,18 +45,28 @@ class Position(Protocol):
 
 
 class Target(Protocol):
-    """What rows go to: see pipeline.collect.stripelog.StripeLog. Its calls raise whatever keeps them from working."""
+    """What rows go to: StripeLog in pipeline.collect.stripelog, HistoryLog in pipeline.collect.historylog.
+
+    Its calls raise whatever keeps them from working.
+    """
 
     name: str
 
     def state(self) -> tuple[int, str]:
         """Return the number of rows and the creation token, when nothing of ours is under way any more."""
 
+    def at_once(self, rows: list[Any]) -> list[Any]:
+        """Return the first ones of the rows, as many as one INSERT may have."""
+
     def insert(self, rows: list[Any]) -> None:
         """Store the rows, all or none; an exception leaves open which. TableMissing is none that has to be said."""
 
-    def rows(self, after: int) -> Iterator[Any]:
-        """Yield the rows but the first `after`, in order, as they were handed to `insert`."""
+    @property
+    def rows(self) -> Callable[[int], Iterator[Any]] | None:
+        """What yields the rows but the first so many, in order, as they were handed to `insert`.
+
+        None where it tells rows by their seq: then `state` counts those of this journal, from the position on.
+        """
 
 
 class Table:
@@ -92,7 +103,7 @@ class Table:
             self._is_new = False
             if settled:
                 return settled
-        rows = position.pending(self._max_rows)
+        rows = self._target.at_once(position.pending(self._max_rows))
         if not rows or not position.hand_over(len(rows)):
             return []
         self._in_flight = len(rows)
@@ -125,7 +136,7 @@ class Table:
         if known is not None and count < known:
             self._say_what_was_lost(known - count, position.go_back(known - count))
             return []
-        if known is not None and count - known in possible:
+        if known is not None and (count - known in possible or self._target.rows is None):
             settled = position.pending(count - known) if is_one_insert else []
             position.advance(count - known)
             return settled
@@ -153,6 +164,10 @@ class Table:
             )
         return settled
 
+    def _rows(self, after: int) -> Iterator[Any]:
+        assert self._target.rows is not None
+        return self._target.rows(after)
+
     def _say_what_was_lost(self, count: int, again: int) -> None:
         name = self._target.name
         if again == count:
@@ -170,7 +185,7 @@ class Table:
         it tell, for there are equal ones.
         """
         held = [tuple(row) for row in self._position.held()]
-        newest = [tuple(row) for row in self._target.rows(max(0, count - _TAIL))][::-1]
+        newest = [tuple(row) for row in self._rows(max(0, count - _TAIL))][::-1]
         return next((n for n in range(len(held)) if held[n : n + len(newest)] == newest[: len(held) - n]), 0)
 
     def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
@@ -185,7 +200,7 @@ class Table:
         chunk: list[Any] = self._position.pending(min(_CHUNK, comparable))
         at = 0
         first = None if known is not None else {tuple(row): n for n, row in reversed(list(enumerate(chunk)))}
-        for row in self._target.rows(known or 0):
+        for row in self._rows(known or 0):
             if first is not None:
                 if (at := first.get(tuple(row), -1)) < 0:
                     continue

@@ -132,8 +132,10 @@ def _env(project: Path, values: Mapping[str, str]) -> Iterator[Line]:
 def _credentials(project: Path, values: Mapping[str, str]) -> Line:
     user, password = values.get("NORDVPN_USER", ""), values.get("NORDVPN_PASS", "")
     if not user and not password:
-        if "docker-compose.secrets.yml" in values.get("COMPOSE_FILE", ""):
+        if values.get("NORDVPN_USER_FILE") or "docker-compose.secrets.yml" in values.get("COMPOSE_FILE", ""):
             return well("VPN credentials: in files")
+        if values.get("VPN_REQUIRED", "0") not in ("", "0"):
+            return wrong("VPN credentials: none in .env, and VPN_REQUIRED: a container without any ends")
         return note("VPN credentials: none, so containers run without VPN, from this host's address")
     if not user or not password:
         return wrong("VPN credentials: NORDVPN_USER and NORDVPN_PASS, one is set without the other")

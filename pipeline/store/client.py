@@ -17,7 +17,7 @@ from clickhouse_driver.errors import (
     UnexpectedPacketFromServerError,
 )
 
-from config import Settings
+from config import Settings, origin
 
 CLICKHOUSE_ERRORS = (Error, EOFError, OSError)
 """All that a call of clickhouse-driver can raise: a server that dies amid a query gives a bare EOFError or OSError."""
@@ -66,7 +66,7 @@ system.tables, which neither touches. Servers pass over those that they do not k
 _MISSING = (ErrorCodes.UNKNOWN_TABLE, ErrorCodes.UNKNOWN_DATABASE)
 _REFUSED = (192, 193, 194, 516)  # unknown user, wrong password, password required, authentication failed
 _NO_SETTINGS = (164, 452)  # readonly, setting constraint violation
-_TLS_HINT = "; where it is within TLS, as on port 9440, CLICKHOUSE_SECURE=1"
+_TLS_HINT = "; where it is within TLS, as on port 9440, {}_SECURE=1"
 
 logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
 
@@ -107,12 +107,17 @@ def is_misconfigured(error: BaseException) -> bool:
     return isinstance(error, UnexpectedPacketFromServerError)
 
 
-def explain(error: BaseException, settings: Settings) -> str:
-    """Return one line on `error`, one of CLICKHOUSE_ERRORS: what happened, and what to do where something can be."""
+def explain(error: BaseException, settings: Settings, prefix: str = "CLICKHOUSE") -> str:
+    """Return one line on `error`, one of CLICKHOUSE_ERRORS: what happened, and what to do where something can be.
+
+    `prefix` is that of the settings by which the user knows the server.
+    """
+    tls_hint = _TLS_HINT.format(prefix)
     server = f"ClickHouse at {settings.clickhouse_host}:{settings.clickhouse_port}"
     if isinstance(error, ServerException):
         if error.code in _REFUSED:
-            return f"{server} refuses user {settings.clickhouse_user}: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+            given = " and ".join(f"{name} ({origin(name)})" for name in (f"{prefix}_USER", f"{prefix}_PASSWORD"))
+            return f"{server} refuses user {settings.clickhouse_user}: check {given}"
         if error.code == ErrorCodes.INCORRECT_QUERY and "is not Atomic" in error.message:
             advice = "make it anew with ENGINE = Atomic, or give another one in CLICKHOUSE_DATABASE"
         else:
@@ -122,17 +127,17 @@ def explain(error: BaseException, settings: Settings) -> str:
         if error.code in _NO_SETTINGS:
             return (
                 f"{server} does not let user {settings.clickhouse_user} do that: {text.rstrip('.')};"
-                " allow it in the user's profile, or set CLICKHOUSE_USER to another"
+                f" allow it in the user's profile, or set {prefix}_USER to another"
             )
         return f"{server} reports error {error.code}: {text}{advice and ': '}{advice}"
     if isinstance(error, UnexpectedPacketFromServerError):
-        port = "check CLICKHOUSE_PORT (9000, unless it was changed)"
-        return f"{server} does not speak the native protocol: {port}{_TLS_HINT}"
+        port = f"check {prefix}_PORT (9000, unless it was changed)"
+        return f"{server} does not speak the native protocol: {port}{tls_hint}"
     if isinstance(error, TimeoutError | SocketTimeoutError):
         return f"{server} did not answer in time"
     if isinstance(error, NetworkError | OSError):
         reason = error.message if isinstance(error, Error) else error.strerror or str(error)
         reason = reason.split(" (")[0].lower()
-        return f"{server} cannot be reached: {reason}{_TLS_HINT if 'reset' in reason else ''}"
+        return f"{server} cannot be reached: {reason}{tls_hint if 'reset' in reason else ''}"
     at_once = "receive_hello" in (frame.name for frame in traceback.extract_tb(error.__traceback__))
-    return f"{server} broke off the connection{f' at once{_TLS_HINT}' if at_once else ''}"
+    return f"{server} broke off the connection{f' at once{tls_hint}' if at_once else ''}"

@@ -75,7 +75,7 @@ class BeingCompacted(CompactionError):
     """Another process is at work on the table; it is there again when that is done."""
 
 
-class _NotEmptied(CompactionError):
+class NotEmptied(CompactionError):
     """A table cannot be emptied, and has all its rows."""
 
 
@@ -95,7 +95,7 @@ def compact(settings: Settings, name: str) -> Iterator[Progress]:
     pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     yield from resume(settings, name)
-    with closing(_Compactor(settings, name)) as compactor:
+    with closing(Compactor(settings, name)) as compactor:
         yield from compactor.compact()
 
 
@@ -105,7 +105,7 @@ def resume(settings: Settings, name: str) -> Iterator[Progress]:
     A copy that is whole is used, one that is not is deleted. Raises BeingCompacted if somebody else works on it, and
     CompactionError, pipeline.store.client.CLICKHOUSE_ERRORS.
     """
-    with closing(_Compactor(settings, name)) as compactor:
+    with closing(Compactor(settings, name)) as compactor:
         yield from compactor.resume()
 
 
@@ -122,7 +122,7 @@ def blocks_allowed(settings: Settings) -> int:
 def tables_of(client: Client, database: str, name: str) -> dict[str, str]:
     """Return the table `name`, if it is there, and those that its compaction has made; with their comments."""
     query = "SELECT name, comment FROM system.tables WHERE database = %(database)s AND match(name, %(pattern)s)"
-    pattern = f"^{re.escape(name)}(_(compacting|copying|contents|types|copied)_[0-9a-f]{{8}})?$"
+    pattern = f"^{re.escape(name)}(_(compacting|copying|contents|types|copied|turning|tail)_[0-9a-f]{{8}})?$"
     return dict(client.execute(query, {"database": database, "pattern": pattern}))
 
 
@@ -133,8 +133,10 @@ def read_table(client: Client, database: str, name: str, read: Callable[[str], _
     """
     while True:
         tables = tables_of(client, database, name)
-        copied, aside = ([each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting"))
-        sources = [name] if name in tables else copied or aside
+        copied, aside, turning = (
+            [each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting", "turning")
+        )
+        sources = [name] if name in tables else copied or aside or turning
         if not sources:
             return None
         try:
@@ -165,7 +167,7 @@ class _Fingerprint(NamedTuple):
     contents: int
 
 
-class _Compactor:
+class Compactor:
     """One process's work on one table."""
 
     def __init__(self, settings: Settings, name: str) -> None:
@@ -175,8 +177,9 @@ class _Compactor:
         self._full_name = f"{self._database}.{name}"
         self._query_ids = f"compact {self._full_name} "
         owner = secrets.token_hex(4)
-        self._aside, self._copying, self._contents, self._types, self._copied = (
-            f"{self._full_name}_{state}_{owner}" for state in ("compacting", "copying", "contents", "types", "copied")
+        self._aside, self._copying, self._contents, self._types, self._copied, self._turning, self._tail = (
+            f"{self._full_name}_{state}_{owner}"
+            for state in ("compacting", "copying", "contents", "types", "copied", "turning", "tail")
         )
         self._text = ""
         self._rows = 0
@@ -227,7 +230,7 @@ class _Compactor:
         self._rename(self._copying, self._copied)
         try:
             blocks_now = yield from self._refill(self._copied, copy)
-        except _NotEmptied:
+        except NotEmptied:
             self._bring_back()
             raise
         _, size_now, _ = self._look(self._aside)
@@ -248,6 +251,9 @@ class _Compactor:
             return
         if self._full_name in found:
             self._delete_copies()
+            return
+        if turning := self._of("turning", found):
+            yield from self._resume_turning(turning[0], found)
             return
         asides = self._of("compacting", found)
         if len(asides) != 1:
@@ -277,15 +283,46 @@ class _Compactor:
         self._bring_back()
         yield Progress(f"{self._full_name} is back: {self._rows:,} rows", done=1)
 
+    def _resume_turning(self, turning: str, found: dict[str, str]) -> Iterator[Progress]:
+        """Bring a table back that was being turned over (pipeline.store.turnover)."""
+        self._rename(turning, self._turning)  # from now on it is ours
+        self._wait_for_others()
+        yield Progress(f"Bringing {self._full_name} back: its turning over was cut short", done=0)
+        tails = self._of("tail", found)
+        if found[turning].endswith("!"):
+            self._finish_turning(found[turning], tails)
+        else:
+            for tail in tails:
+                self._drop(tail)
+            self._rename(self._turning, self._full_name)
+        rows, _, _ = self._look(self._full_name)
+        yield Progress(f"{self._full_name} is back: {rows:,} rows", done=1)
+
+    def _finish_turning(self, comment: str, tails: list[str]) -> None:
+        """Empty the table that is set aside, fill it from what is to stay, and give it its name and comment again.
+
+        Raises NotEmptied before anything was changed.
+        """
+        self._empty(self._turning)
+        for tail in tails:
+            self._run(f"INSERT INTO {self._turning} SELECT ts, mt, m FROM {tail}")
+        self._set_comment(self._turning, comment.removesuffix("!"))
+        self._rename(self._turning, self._full_name)
+        for tail in tails:
+            self._drop(tail)
+
+    def _set_comment(self, table: str, comment: str) -> None:
+        self._run(f"ALTER TABLE {table} MODIFY COMMENT %(comment)s", {"comment": comment})
+
     def _refuse_other_copies(self) -> None:
         """Raise CompactionError if there are copies of others: their owner, if only slow, could yet call them whole."""
-        if others := self._tables().keys() - {self._aside}:
+        if others := self._tables().keys() - {self._aside, self._turning}:
             raise CompactionError(f"{self._full_name} was not compacted: {', '.join(sorted(others))} came meanwhile")
 
     def _refill(self, copied: str, copy: _Fingerprint) -> Generator[Progress, None, int]:
         """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then.
 
-        Raises _NotEmptied before anything was changed.
+        Raises NotEmptied before anything was changed.
         """
         yield self._begin(f"Filling {self._full_name} from its copy")
         self._run(_SYNC)
@@ -325,22 +362,24 @@ class _Compactor:
         done = (self._passed + min(1, rows / max(self._rows, 1))) / self._passes
         return Progress(self._text, min(max(done, 0.01), 0.99))
 
-    def _create(self, table: str, token: str) -> None:
+    def _create(self, table: str, token: str, like: str = "") -> None:
         """Create a table like the one set aside; `token` tells to whose compaction it belongs."""
-        self._run(f"CREATE TABLE {table} AS {self._aside} ENGINE = {ENGINE} COMMENT %(token)s", {"token": token})
+        self._run(
+            f"CREATE TABLE {table} AS {like or self._aside} ENGINE = {ENGINE} COMMENT %(token)s", {"token": token}
+        )
 
     def _empty(self, table: str) -> None:
-        """Delete all rows of a table. Raises _NotEmptied."""
+        """Delete all rows of a table. Raises NotEmptied."""
         try:
             self._run(f"TRUNCATE TABLE {table}", settings={"lock_acquire_timeout": _READERS_TIMEOUT})
         except ServerException as error:
             if error.code == _LOCKED:
-                raise _NotEmptied(
+                raise NotEmptied(
                     f"{self._full_name} cannot be compacted now: somebody reads it, and has not ended in"
                     f" {_READERS_TIMEOUT} s"
                 ) from None
             if error.code == _ACCESS_DENIED:
-                raise _NotEmptied(
+                raise NotEmptied(
                     f"{self._full_name} cannot be compacted by user {self._user}, who may not empty it:"
                     f" GRANT TRUNCATE ON {self._database}.* TO {self._user}"
                 ) from None
@@ -348,7 +387,7 @@ class _Compactor:
 
     def _drop(self, table: str) -> None:
         """Delete a copy, also while somebody reads it: then its files go when ClickHouse cleans up, minutes later."""
-        with suppress(_NotEmptied):
+        with suppress(NotEmptied):
             self._empty(f"IF EXISTS {table}")
         self._run(f"DROP TABLE IF EXISTS {table}")
 
@@ -505,18 +544,18 @@ class _Compactor:
             time.sleep(_POLL)
             found = dict(self._client.execute(query, parameters, query_id=own))
 
-    def _wait_for_others(self) -> None:
+    def _wait_for_others(self, timeout: float | None = None) -> None:
         """Wait for what was begun under the table's former name: the collector's INSERTs, and compactions."""
-        give_up = time.monotonic() + _FENCE_TIMEOUT
+        give_up = time.monotonic() + (timeout or _FENCE_TIMEOUT)
         while self._running(f"append {self._full_name} ", self._query_ids):
             if time.monotonic() > give_up:
                 raise CompactionError(f"A statement on {self._full_name} does not end: not compacted")
             time.sleep(_POLL)
 
     def _wait_for_idleness(self) -> None:
-        """Return once nobody seems to work on the table. Raises BeingCompacted where somebody does."""
+        """Return once nobody seems to work on the table, or it is back. Raises BeingCompacted where somebody does."""
         alive_until = time.monotonic() + _ALIVE
-        while time.monotonic() < alive_until:
+        while time.monotonic() < alive_until and self._full_name not in self._tables():
             if self._running(self._query_ids):
                 raise self._taken()
             time.sleep(_POLL)

@@ -19,6 +19,28 @@ CREATE TABLE {name} UUID '{uuid}' (
 """
 
 
+def parse_comment(comment: str) -> tuple[str, int]:
+    """Return a table's creation token, and how many rows it had before it was last turned over, by its COMMENT.
+
+    Turning over leaves the token as it is, so `token+1000` is the same table as `token`, and its first row the 1001st.
+    A `!` at the end is that of a table that is being emptied for that.
+    """
+    token, _, before = comment.removesuffix("!").partition("+")
+    return (token, int(before)) if before.isdecimal() else (comment, 0)
+
+
+CLAIMS = "collectors"
+"""The table by which a collector sees that another one writes to its table: pipeline.collect.lease."""
+
+# Buffer without a table behind it: rows are in memory, without a file, and all of them go when there are too many.
+_CLAIMS = """
+CREATE TABLE {name} (
+    name String, owner String, lock String, who String,
+    since DateTime64(6, 'UTC'), at DateTime64(6, 'UTC'), until DateTime64(6, 'UTC')
+) ENGINE = Buffer('', '', 1, 86400, 86400, 10000, 10000, 100000000, 100000000)
+"""
+
+
 def drop_system_logs(client: Client) -> list[str]:
     """Drop ClickHouse's own log tables, which outgrow the data otherwise; return their names."""
     found = client.execute(
@@ -34,6 +56,15 @@ def drop_system_logs(client: Client) -> list[str]:
 def create_database(client: Client, database: str) -> None:
     """Create `database` unless it is there. Atomic is what gives a table a UUID, and its UUID a fixed path."""
     client.execute(f"CREATE DATABASE IF NOT EXISTS {database} ENGINE = Atomic")
+
+
+def create_claims(client: Client, database: str) -> None:
+    """Create the table of claims unless it is there; one that was just made is known to have lost none."""
+    if CLAIMS in existing_tables(client, database):
+        return
+    name = f"{database}.{CLAIMS}"
+    client.execute(_CLAIMS.format(name=f"IF NOT EXISTS {name}"))
+    client.execute(f"INSERT INTO {name} (at) SELECT now64(6) - INTERVAL 1 HOUR")
 
 
 def existing_tables(client: Client, database: str) -> dict[str, str]:

@@ -17,15 +17,8 @@ from collections.abc import Iterable
 
 from config import ConfigError, Settings, all_symbols, load_settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
-from pipeline.store.compact import (
-    BeingCompacted,
-    CompactionError,
-    Progress,
-    blocks_allowed,
-    compact,
-    count_small_blocks,
-    resume,
-)
+from pipeline.store.compact import BeingCompacted, CompactionError, Progress, blocks_allowed, count_small_blocks, resume
+from pipeline.store.turnover import tidy
 
 _ROUND = 60.0  # seconds from one look at the tables to the next
 _SHARE = 20  # one part of the time in so many may go to the compaction of a table
@@ -50,7 +43,7 @@ class Upkeep:
         try:
             _show(resume(self._settings, self._name))
             if self._is_due(started):
-                _show(compact(self._settings, self._name))
+                _show(tidy(self._settings, self._name))
                 self._small = 0
                 self._not_before = time.monotonic() + _SHARE * (time.monotonic() - started)
         except BeingCompacted:

@@ -16,10 +16,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="the choices of a former run")
+    parser.add_argument("--history", action="store_true", help="with HISTORY=1, and turning over among the faults")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # the test's own connection breaks, too
-    chaos = Chaos(arguments.seed, say=lambda line: print(line, file=sys.stderr, flush=True))
+    chaos = Chaos(arguments.seed, say=lambda line: print(line, file=sys.stderr, flush=True), history=arguments.history)
     begin = time.monotonic()
     try:
         chaos.run(arguments.rounds)

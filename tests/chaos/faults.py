@@ -108,6 +108,36 @@ def _begin_compaction(world: World, chance: Random) -> Process:
     return compaction
 
 
+def turnover(world: World, chance: Random) -> None:
+    _begin_turnover(world, chance).wait_for("^(Turned |.* stays as it is for now)")
+
+
+def turnover_killed(world: World, chance: Random) -> None:
+    _begin_turnover(world, chance).stop(signal.SIGKILL)
+
+
+def clickhouse_killed_amid_turnover(world: World, chance: Random) -> None:
+    upkeep = _begin_turnover(world, chance)
+    clickhouse_killed(world, chance)
+    upkeep.stop(signal.SIGKILL)
+
+
+def turnover_and_collector_killed(world: World, chance: Random) -> None:
+    upkeep = _begin_turnover(world, chance)
+    world.kill_collector()
+    time.sleep(chance.uniform(0, 0.1))
+    upkeep.stop(signal.SIGKILL)
+    world.start_collector()
+
+
+def _begin_turnover(world: World, chance: Random) -> Process:
+    """Return what turns the table over, at some moment of its work, or just after it."""
+    upkeep = world.stack.start("-m", "pipeline.store.upkeep", COMPACT_BLOCKS=1)
+    upkeep.wait_for("^Comparing mexc_data.btc, |stays as it is for now")
+    time.sleep(chance.uniform(0, 0.3))
+    return upkeep
+
+
 def journal_disk_full(world: World, chance: Random) -> None:
     world.server.send(signal.SIGSTOP)  # or the journal would reuse the space of what is stored
     with world.disks.full(world.journal, spare=chance.randrange(1 << 15)):
@@ -215,3 +245,12 @@ POWER_LOSSES: tuple[Fault, ...] = (
 
 WITH_REST: tuple[Fault, ...] = (feed_cut, feed_cut_and_collector_frozen, collector_killed_and_filled)
 """At the market's own rate, where REST's list covers a short gap: no deal may be missing."""
+
+WITH_HISTORY: tuple[Fault, ...] = (
+    *UNDER_LOAD,
+    turnover,
+    turnover_killed,
+    clickhouse_killed_amid_turnover,
+    turnover_and_collector_killed,
+)
+"""As `UNDER_LOAD`, in a world with HISTORY=1."""

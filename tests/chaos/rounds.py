@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.tables import print_table
 from tests.chaos.audit import Verdict
-from tests.chaos.faults import POWER_LOSSES, UNDER_LOAD, WITH_REST, Fault
+from tests.chaos.faults import POWER_LOSSES, UNDER_LOAD, WITH_HISTORY, WITH_REST, Fault
 from tests.chaos.world import World, open_world
 
 LOAD = 200  # frames/s
@@ -46,13 +46,13 @@ class Tally:
     again: int = 0
 
 
-def plan(rounds: int, seed: int) -> Iterator[tuple[int, Fault]]:
+def plan(rounds: int, seed: int, faults: Sequence[Fault] = FAULTS) -> Iterator[tuple[int, Fault]]:
     """Yield the number of each round, from 1, and its fault: all kinds equally often, in random order."""
     chance = Random(seed)
     left: list[Fault] = []
     for number in range(1, rounds + 1):
         if not left:
-            left = [*FAULTS]
+            left = [*faults]
             chance.shuffle(left)
         yield number, left.pop()
 
@@ -60,16 +60,22 @@ def plan(rounds: int, seed: int) -> Iterator[tuple[int, Fault]]:
 class Chaos:
     """Runs rounds; `tallies` holds what they have found so far, by the fault's name."""
 
-    def __init__(self, seed: int, say: Say) -> None:
+    def __init__(self, seed: int, say: Say, *, history: bool = False) -> None:
+        """With `history`, table and history are compared together, as a reader has them, and the history by itself."""
         self._seed = seed
         self._say = say
-        self.tallies = {fault.__name__: Tally() for fault in FAULTS}
+        self._history = history
+        self._faults = WITH_HISTORY if history else FAULTS
+        self.tallies = {fault.__name__: Tally() for fault in self._faults}
 
     def run(self, rounds: int) -> None:
         """Run rounds. Raises Broken at the first that finds something wrong."""
-        todo = list(plan(rounds, self._seed))
+        todo = list(plan(rounds, self._seed, self._faults))
         for first in range(0, rounds, ROUNDS_A_WORLD):
             chunk = todo[first : first + ROUNDS_A_WORLD]
+            if self._history:
+                self._run_in_a_world(chunk, {"rate": LOAD, "rest": False, "HISTORY": 1, "HISTORY_INTERVAL": 0.5})
+                continue
             for faults, kind in (
                 (UNDER_LOAD, {"rate": LOAD, "rest": False}),
                 (POWER_LOSSES, {"rate": LOAD, "rest": False, "power": True}),
@@ -109,6 +115,8 @@ class Chaos:
         tally.again += world.again - again
         self._say(f"round {number}: {fault.__name__}, {time.monotonic() - begin:.1f} s, {after}")
         assert after.is_right, f"{after}\n{world.places()}"
+        if self._history:
+            world.check_history()
         assert after.forgotten - before.forgotten <= UNSYNCED, "the journal was not synced"
         assert world.again - again <= UNKNOWN, "rows of a table that was reset came back"
         assert world.collector.running, "the collector has ended"

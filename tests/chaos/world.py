@@ -21,6 +21,7 @@ from clickhouse_driver.errors import ServerException
 
 from bench.feeds import STORED_AT
 from pipeline.store.client import is_missing_table
+from pipeline.store.history import pieces
 from pipeline.store.repair import examine
 from tests.chaos.audit import SentLog, Verdict, compare, end_of, joined, must_have_read, places
 from tests.chaos.power import PowerLoss
@@ -51,6 +52,7 @@ class World:
         self.stack, self.disks, self.proxy, self.exchange = stack, disks, proxy, exchange
         self._power = power
         self._env = {"CLICKHOUSE_PORT": proxy.port, "PING_INTERVAL": 5, **env}
+        self._has_history = "HISTORY" in env
         self.journal = Path(stack.env["JOURNAL_DIR"])
         self.sent = SentLog(exchange.log, "BTC_USDT")
         self.stored: list[StoredRow] = []
@@ -214,6 +216,23 @@ class World:
         found = places(list(self.sent.connections.values()), self.stored)
         return "\n".join([f"{len(self._former)} rows of former tables, {self.again} of them again", *found])
 
+    def check_history(self) -> None:
+        """See that the history has all rows that were stored until now, in order; what it lacks is copied first."""
+        at_least = len(self.stored)
+
+        def is_whole() -> bool:
+            query = "SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM mexc_data.btc_history ORDER BY n"
+            found = [(ts, mt, m) for ts, mt, m in self.stack.query(query)]
+            return len(found) >= at_least and self.rows()[: len(found)] == found
+
+        deadline = time.monotonic() + PATIENCE / 4
+        while not is_whole():
+            if time.monotonic() > deadline:
+                self.stack.run("ch_setup.py", "--history")
+                eventually(is_whole, "a history with all rows")
+                return
+            time.sleep(0.1)
+
     def check_again(self) -> None:
         """See that the rows which were read bit by bit are those of the table."""
         assert self.rows() == self._present + self.rows(after=len(self._present)), "the table has changed"
@@ -239,7 +258,9 @@ class World:
         return next((way for way in ways if way[2].is_right), ways[0])
 
     def rows(self, after: int = 0) -> list[StoredRow]:
-        """Return the table's rows but the first `after`, in order; as one value, since blocks of one row are slow."""
+        """Return the rows but the first `after`, in order: the table's, or with a history as a reader has them."""
+        if self._has_history:
+            return self._rows_of_both()[after:]
         query = f"SELECT groupArray((ts, mt, m)) FROM ({_EACH_ROW} LIMIT 1000000000 OFFSET {after})"
         found: list[StoredRow] = []
 
@@ -255,6 +276,35 @@ class World:
 
         eventually(read, "a table that is not being compacted")
         return found
+
+    def _rows_of_both(self) -> list[StoredRow]:
+        found: list[StoredRow] = []
+
+        def read() -> bool:
+            found.clear()
+            try:
+                before = self._comment()
+                for in_history, first, end in pieces(self.stack.client, "mexc_data", "btc", before):
+                    if in_history:
+                        table = f"{_EACH_ROW}_history WHERE n >= {first} AND n < {end} ORDER BY n"
+                    else:
+                        table = f"{_EACH_ROW} LIMIT {10**9 if end is None else end - first} OFFSET {first}"
+                    ((rows,),) = self.stack.query(
+                        f"SELECT groupArray((ts, mt, m)) FROM ({table}) SETTINGS max_threads = 1"
+                    )
+                    found.extend(rows)
+                return self._comment() == before  # else it was turned over meanwhile
+            except ServerException as error:
+                if is_missing_table(error):
+                    return False
+                raise
+
+        eventually(read, "a table that is there")
+        return found
+
+    def _comment(self) -> str:
+        query = "SELECT comment FROM system.tables WHERE database = 'mexc_data' AND name = 'btc'"
+        return str((self.stack.query(query) or [[""]])[0][0])
 
     def suspicious_lines(self) -> list[str]:
         """Return what no collector should have said."""
@@ -293,9 +343,10 @@ def open_world(directory: Path, *, rate: int, rest: bool, power: bool = False, *
         }
         world = World(stack, disks, proxy, exchange, watchers, env)
         world.start_clickhouse()
+        stack.env |= {name: str(value) for name, value in env.items()}
         stack.setup()
         world.start_collector()
-        eventually(lambda: stack.count() > FLOWING, "the first rows")
+        eventually(lambda: len(world.rows()) > FLOWING, "the first rows")
         world.sent.read()
         try:
             yield world

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import BTC_CONFIG, Contract, Settings, load_settings, symbol_config
-from pipeline.contracts import check_contract, check_contracts, known_contract, no_contract
+from pipeline.contracts import UnknownContract, check_contract, check_contracts, known_contract, no_contract
 from pipeline.rest import Rest
 from tests.stack import Exchange, Stack
 
@@ -49,8 +49,8 @@ def test_one_that_config_does_not_know_is_asked_for_and_kept(settings: Settings)
 
 
 def test_a_symbol_that_mexc_does_not_know_is_said(settings: Settings) -> None:
-    line = check_contract(Rest(settings), settings, symbol_config("NOPE_USDT", "nope"))
-    assert line.startswith("MEXC does not know NOPE_USDT: ")
+    with pytest.raises(UnknownContract, match=r"^MEXC does not know NOPE_USDT: "):
+        check_contract(Rest(settings), settings, symbol_config("NOPE_USDT", "nope"))
 
 
 @pytest.mark.parametrize("fault", ["rest-down", "rest-login", "rest-half", "rest-html", "rest-error"])

@@ -135,6 +135,37 @@ def test_what_the_user_wrote_into_env_stays(machine: Machine) -> None:
     assert machine.env.read_text() == text
 
 
+@pytest.mark.parametrize("form", ["values", "files", "files of before", "configuration"])
+def test_once_there_are_credentials_nothing_runs_without(machine: Machine, form: str) -> None:
+    assert machine.setup()[0] == 0
+    assert not re.search("^VPN_REQUIRED=", machine.env.read_text(), re.MULTILINE), "there are none yet"
+    text = machine.env.read_text()
+    if form == "values":
+        text = text.replace("NORDVPN_USER=", "NORDVPN_USER=me", 1).replace("NORDVPN_PASS=", "NORDVPN_PASS=secret", 1)
+    elif form == "configuration":
+        (machine.project / "docker-compose.override.yml").write_text("environment: {VPN_CONFIG: /vpn.ovpn}")
+    else:
+        (machine.project / "secrets").mkdir()
+        (machine.project / "secrets" / "nordvpn_user").write_text("me")
+        named = "NORDVPN_USER_FILE=secrets/nordvpn_user"
+        before = "COMPOSE_FILE=docker-compose.yml:docker-compose.secrets.yml"
+        text += f"{named if form == 'files' else before}\n"
+    machine.env.write_text(text)
+    code, output = machine.setup()
+    assert code == 0, output
+    assert "[ok]      .env: added VPN_REQUIRED=1" in output
+    assert machine.env.read_text().endswith("\nVPN_REQUIRED=1\n")
+    again = machine.env.read_text()
+    assert machine.setup()[0] == 0
+    assert machine.env.read_text() == again
+
+
+def test_who_wants_no_vpn_is_obeyed(machine: Machine) -> None:
+    machine.env.write_text("NORDVPN_USER=me\nNORDVPN_PASS=secret\nVPN_REQUIRED=0\n")
+    machine.setup()
+    assert "VPN_REQUIRED=1" not in machine.env.read_text()
+
+
 @pytest.mark.parametrize("name", ["env-quoted-empty", "env-crlf-empty"])
 def test_what_is_empty_to_the_collectors_is_empty(machine: Machine, name: str) -> None:
     shutil.copy(DATA / name, machine.env)

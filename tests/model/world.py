@@ -37,6 +37,9 @@ class MemoryTable:
         self.is_reachable = True
         self.fate = "stored"
 
+    def at_once(self, rows: list[Any]) -> list[Any]:
+        return rows
+
     def state(self) -> tuple[int, str]:
         if not self.is_reachable:
             raise Unreachable

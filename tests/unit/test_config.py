@@ -21,6 +21,7 @@ from config import (
     choose_symbols,
     load_settings,
     more_symbols,
+    origin,
     symbol_config,
 )
 
@@ -46,6 +47,15 @@ DEFAULTS = {
     "FLUSH_INTERVAL": 0.0,
     "MAX_BATCH_ROWS": 10_000,
     "COMPACT_BLOCKS": 50_000,
+    "HISTORY": 0,
+    "HISTORY_INTERVAL": 5.0,
+    "HISTORY_KEEP_DAYS": 0,
+    "HISTORY_ENGINE": "MergeTree",
+    "HISTORY_HOST": "",
+    "HISTORY_PORT": 0,
+    "HISTORY_USER": "",
+    "HISTORY_PASSWORD": "",
+    "HISTORY_SECURE": -1,
     "METRICS_PORT": 0,
     "METRICS_HOST": "127.0.0.1",
 }
@@ -72,6 +82,15 @@ GIVEN: list[tuple[str, str, str | int | float]] = [
     ("FLUSH_INTERVAL", "0.25", 0.25),
     ("MAX_BATCH_ROWS", "500", 500),
     ("COMPACT_BLOCKS", "0", 0),
+    ("HISTORY", "1", 1),
+    ("HISTORY_INTERVAL", "0.5", 0.5),
+    ("HISTORY_KEEP_DAYS", "90", 90),
+    ("HISTORY_ENGINE", "ReplicatedMergeTree", "ReplicatedMergeTree"),
+    ("HISTORY_HOST", "archive", "archive"),
+    ("HISTORY_PORT", "9440", 9440),
+    ("HISTORY_USER", "keeper", "keeper"),
+    ("HISTORY_PASSWORD", "of it", "of it"),
+    ("HISTORY_SECURE", "1", 1),
     ("METRICS_PORT", "9101", 9101),
     ("METRICS_HOST", "0.0.0.0", "0.0.0.0"),
 ]
@@ -112,6 +131,10 @@ UNUSABLE = [
     ("MAX_BATCH_ROWS", "0"),
     ("MAX_BATCH_ROWS", "1e4"),
     ("COMPACT_BLOCKS", "-1"),
+    ("HISTORY", "2"),
+    ("HISTORY_ENGINE", "Log"),
+    ("HISTORY_ENGINE", "MergeTree ORDER BY n"),
+    ("HISTORY_SECURE", "2"),
     ("METRICS_PORT", "-1"),
     ("METRICS_PORT", "65536"),
 ]
@@ -263,6 +286,14 @@ def test_a_name_that_can_stand_in_sql_is_taken(name: str) -> None:
 def test_a_name_that_cannot_stand_in_sql_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^table_name="):
         check_identifier("table_name", name)
+
+
+def test_where_a_setting_is_from_can_be_said(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("CLICKHOUSE_PASSWORD=secret\nCLICKHOUSE_USER=\n")
+    assert origin("CLICKHOUSE_PASSWORD", {}, dotenv) == "from .env"
+    assert origin("CLICKHOUSE_PASSWORD", {"CLICKHOUSE_PASSWORD": "other"}, dotenv) == "from the environment"
+    assert origin("CLICKHOUSE_USER", {"CLICKHOUSE_USER": " "}, dotenv) == "the default"
 
 
 @pytest.mark.parametrize(

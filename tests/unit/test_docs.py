@@ -39,7 +39,7 @@ def test_the_docs_have_each_setting_with_its_default(field: "dataclasses.Field[o
     assert default in line
 
 
-@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py"])
+@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py", "replay.py"])
 def test_the_docs_have_each_option_and_no_other(script: str) -> None:
     usage = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
     section = COMMANDS.split(f"\n## {script}\n")[1].split("\n## ")[0]

@@ -21,7 +21,7 @@ BELOW = {
 }
 """What each wing may import."""
 
-WAY = ("feed", "gaps", "once", "journal", "table", "stripelog")
+WAY = ("feed", "gaps", "once", "journal", "table", "stripelog", "historylog", "inserts")
 """A frame's way within `collect`."""
 
 WIRING = ("intake", "collector", "fleet")
@@ -30,7 +30,7 @@ WIRING = ("intake", "collector", "fleet")
 WATCHERS = ("stats", "health", "metrics", "voice")
 """They look at the way, and nothing on it knows of them but what wires it."""
 
-TOOLS = ("backoff", "channels", "errors", "autocompact", "salvage", "lines")
+TOOLS = ("backoff", "channels", "errors", "autocompact", "lease", "salvage", "lines")
 """For whoever needs them; they know nothing of the way."""
 
 

@@ -482,6 +482,10 @@ def test_clickhouse_may_come_back_with_another_address(world: World, client: Cli
         ({"VPN_DNS": "dns.example"}, "VPN_DNS=dns.example is not"),
         ({"METRICS_PORT": "9101 accept"}, "METRICS_PORT=9101 accept is not a port"),
         ({"NORDVPN_USER": "", "NORDVPN_USER_FILE": "/tmp/none"}, "NORDVPN_USER_FILE=/tmp/none cannot be read"),
+        (
+            {"NORDVPN_USER": "", "NORDVPN_PASS": "", "VPN_REQUIRED": "1"},
+            "VPN_REQUIRED=1, and this container has no VPN credentials",
+        ),
         ({"COLLECTOR_USER": "nobody-at-all"}, "COLLECTOR_USER=nobody-at-all does not exist"),
     ],
 )

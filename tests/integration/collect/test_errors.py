@@ -109,8 +109,31 @@ def test_rows_wait_while_clickhouse_is_down_and_all_are_stored_once_it_is_up(tmp
 def test_a_wrong_password_is_one_line_and_exit_code_2(collect: Collect, stack: Stack) -> None:
     collector = collect(CLICKHOUSE_PASSWORD="wrong")
     assert collector.wait() == 2
-    line = f"ClickHouse at 127.0.0.1:{stack.port} refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+    line = (
+        f"ClickHouse at 127.0.0.1:{stack.port} refuses user default: check CLICKHOUSE_USER (from the environment) and"
+        " CLICKHOUSE_PASSWORD (from the environment)"
+    )
     assert explained(collector, "ClickHouse") == [line]
+
+
+def test_a_password_that_is_changed_later_makes_it_unhealthy_at_once(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.exchange("--rate", 50)
+        server = stack.clickhouse()
+        stack.setup()
+        collector = stack.collector()
+        stack.wait_for_rows(10)
+        server.stop()
+        stack.env["CLICKHOUSE_PASSWORD"] = "another"
+        stack.clickhouse()
+        collector.wait_for("refuses user default: check CLICKHOUSE_USER")
+
+        def is_said() -> bool:
+            health = stack.run("-m", "pipeline.collect.health", "btc")
+            return health.wait() == 1 and " refuses user default: check CLICKHOUSE_USER (from" in health.output
+
+        eventually(is_said, "health that says so")  # not only after a minute without rows taken
+        assert collector.running
 
 
 def test_a_port_of_something_else_is_one_line_and_exit_code_2(collect: Collect) -> None:

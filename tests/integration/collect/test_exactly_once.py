@@ -14,10 +14,11 @@ import pytest
 from clickhouse_driver.errors import ServerException
 
 from config import BTC_CONFIG, Settings, load_settings
-from pipeline.collect import stripelog as stripelog_module
+from pipeline.collect import inserts as inserts_module
 from pipeline.collect.errors import StillInserting, TableMissing
+from pipeline.collect.inserts import APPEND_ERRORS
 from pipeline.collect.journal import RETAINED_ROWS, Journal
-from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
+from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
 from pipeline.store.schema import create_table, drop_table
@@ -485,7 +486,7 @@ def test_an_insert_that_is_still_under_way_is_waited_for(writer: Writer, monkeyp
     )
     slow.connection.send_external_tables(None)
     sample = slow.receive_sample_block()
-    monkeypatch.setattr(stripelog_module, "_FENCE_TIMEOUT", 0.2)
+    monkeypatch.setattr(inserts_module, "_FENCE_TIMEOUT", 0.2)
     writer.reopen()
     writer.take(numbered(6, 7))
     with pytest.raises(StillInserting):
@@ -501,7 +502,7 @@ def test_a_server_frozen_amid_an_insert(own_writer: Writer) -> None:
     own_writer.take(numbered(1, 5))
     own_writer.store()
     server = own_writer.stack.processes[0]
-    own_writer.stripelog._client.connection.socket.settimeout(0.5)
+    own_writer.stripelog.inserts.client.connection.socket.settimeout(0.5)
     server.send(signal.SIGSTOP)
     own_writer.take(numbered(6, 7))
     with pytest.raises(APPEND_ERRORS):

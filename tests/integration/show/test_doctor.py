@@ -239,7 +239,7 @@ def test_a_port_where_nothing_or_something_else_is(patient: Patient, stack: Stac
 def test_a_password_that_is_refused(patient: Patient) -> None:
     patient.environ["CLICKHOUSE_PASSWORD"] = "another"
     (found,) = complaints(patient)
-    assert "refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD" in found
+    assert "refuses user default: check CLICKHOUSE_USER (" in found
 
 
 def test_tables_that_are_missing(patient: Patient) -> None:

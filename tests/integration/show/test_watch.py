@@ -251,7 +251,8 @@ def test_a_wrong_password_is_one_line_and_exit_code_1(stack: Stack) -> None:
     verif = stack.run("verif.py", "--watch", CLICKHOUSE_PASSWORD="wrong")
     assert verif.wait() == 1
     assert verif.lines == [
-        f"ClickHouse at 127.0.0.1:{stack.port} refuses user default: check CLICKHOUSE_USER and CLICKHOUSE_PASSWORD"
+        f"ClickHouse at 127.0.0.1:{stack.port} refuses user default: check CLICKHOUSE_USER (from the environment) and"
+        " CLICKHOUSE_PASSWORD (from the environment)"
     ]
 
 

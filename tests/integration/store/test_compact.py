@@ -540,7 +540,7 @@ def test_resuming_beside_a_compaction_that_begins(filled: Stack, seen: str, monk
     before = snapshot(filled)
     if seen == "with a copy of it":
         filled.query(f"CREATE TABLE mexc_data.btc_copied_00c0ffee AS mexc_data.eth COMMENT '{before.token}'")
-    other = module._Compactor(settings_of(filled), "btc")
+    other = module.Compactor(settings_of(filled), "btc")
     look = module.tables_of
 
     def look_then_set_aside(client: Client, database: str, name: str) -> dict[str, str]:

@@ -29,8 +29,9 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ServerException
 
 from config import PROJECT, SOL_CONFIG, load_settings
+from pipeline.collect.inserts import APPEND_ERRORS
 from pipeline.collect.journal import Journal
-from pipeline.collect.stripelog import APPEND_ERRORS, StripeLog
+from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store import repair
 from pipeline.store.client import connect

@@ -23,6 +23,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """ClickHouse with its tables, and a row; only the collectors' user can log in, and with its own rights."""
     with open_stack(tmp_path_factory.mktemp("users")) as stack:
         server = stack.clickhouse()
+        stack.env |= {"HISTORY": "1", "HISTORY_INTERVAL": "0.2"}
         stack.setup()
         stack.query("INSERT INTO mexc_data.btc VALUES (1788335242156, 'd', '77525.9|3|2')")
         stack.query("CREATE TABLE default.others (a Int8) ENGINE = StripeLog")
@@ -49,6 +50,7 @@ def test_a_collector_needs_no_more(stack: Stack, client: Client) -> None:
     count = "SELECT count() FROM mexc_data.btc"
     eventually(lambda: client.execute(count)[0][0] > 100, "rows")
     assert collector.stop() == 0
+    assert client.execute("SELECT count() FROM mexc_data.btc_history") == [(client.execute(count)[0][0] - 1,)]
     assert "error" not in collector.output.lower().replace("errors: 0", "")
     on_its_way = 10  # frames, as the collector was told to stop
     assert len(exchange.sent()) - on_its_way <= client.execute(count)[0][0]

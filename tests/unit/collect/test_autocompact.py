@@ -39,7 +39,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "compact", clock.compact)
+    monkeypatch.setattr(module, "tidy", clock.compact)
     monkeypatch.setattr(module, "count_small_blocks", lambda settings, name: 4)
     return clock
 

@@ -59,7 +59,7 @@ class Recorder(FeedEvents):
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "_WAKE_UP", 0.02)
-    monkeypatch.setattr(feed, "backoff", lambda: backoff(first=0.02))
+    monkeypatch.setattr(feed, "backoff", lambda *_: backoff(first=0.02))
 
 
 @contextmanager
@@ -188,7 +188,7 @@ def test_stop_ends_it_while_nothing_comes() -> None:
 
 
 def test_stop_ends_it_while_it_waits_to_try_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "backoff", lambda: iter([0.0, 3600.0]))
+    monkeypatch.setattr(feed, "backoff", lambda *_: iter([0.0, 3600.0]))
     with feeding(f"ws://127.0.0.1:{free_port()}/edge") as told:
         assert str(told.next_of("not connected")).endswith("; trying again in 3600.0 s")
 
@@ -349,14 +349,14 @@ def test_after_a_useful_connection_the_next_comes_at_once(monkeypatch: pytest.Mo
 
 
 def test_where_connections_are_of_no_use_the_delays_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "backoff", lambda: iter([0.0, 0.1, 0.2, 0.3, 3600.0]))
+    monkeypatch.setattr(feed, "backoff", lambda *_: iter([0.0, 0.1, 0.2, 0.3, 3600.0]))
     with serving(lambda connection: connection.close()) as url, feeding(url) as told:
         ends = [str(told.next_of("dropped")).rpartition("; ")[2] for _ in range(4)]
     assert ends == [f"trying again in {delay} s" for delay in ("0.1", "0.2", "0.3", "3600.0")]
 
 
 def test_an_exchange_that_closes_after_its_first_push_is_not_besieged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feed, "backoff", lambda: iter([0.0, 0.1, 0.2, 3600.0]))
+    monkeypatch.setattr(feed, "backoff", lambda *_: iter([0.0, 0.1, 0.2, 3600.0]))
 
     def session(connection: ServerConnection) -> None:
         connection.send("data")

@@ -14,9 +14,9 @@ import pytest
 
 from config import PROJECT, Settings
 from pipeline.collect.health import Heartbeat
-from pipeline.collect.journal import Journal
+from pipeline.collect.journal import HISTORY, Journal
 from pipeline.messages import Row
-from pipeline.status import Status, check
+from pipeline.status import Status, check, status_path
 
 NOW = 1_788_335_242.0
 GOOD = Status(written=NOW - 1, frame_age=0.2, market_age=0.3, stuck_for=0.0, waiting=0, journal_full=False)
@@ -27,7 +27,7 @@ SETTINGS = Settings(stale_timeout=60, ping_interval=15)
 def checked(tmp_path: Path) -> Callable[..., tuple[bool, str]]:
     """Check a status that is GOOD but for what is given."""
 
-    def run(settings: Settings = SETTINGS, **changes: float | bool) -> tuple[bool, str]:
+    def run(settings: Settings = SETTINGS, **changes: float | bool | str) -> tuple[bool, str]:
         path = tmp_path / "btc.status.json"
         path.write_text(json.dumps(vars(replace(GOOD, **changes))))  # type: ignore[arg-type]
         return check(path, settings, NOW)
@@ -55,6 +55,12 @@ def test_a_status_from_before_the_clock_went_back_says_nothing(checked: Callable
     assert not works
     assert line == "the collector last reported 3600 s in the future: it is not running, the clock went back"
     assert checked(written=NOW + 5)[0]
+
+
+def test_what_has_to_be_put_right_is_said_before_all_else(checked: Callable[..., tuple[bool, str]]) -> None:
+    blocked = "MEXC does not know DOT_USDT"
+    assert checked(blocked=blocked, frame_age=500, waiting=12) == (False, f"{blocked}; 12 rows wait")
+    assert checked(blocked=blocked, waiting=1) == (False, f"{blocked}; 1 row waits")
 
 
 def test_silence_of_the_exchange_is_seen(checked: Callable[..., tuple[bool, str]]) -> None:
@@ -191,3 +197,19 @@ def test_the_command_says_one_line_per_collector(tmp_path: Path) -> None:
     assert run(tmp_path, "btc")[0] == 0
     assert run(tmp_path, "sol")[0] == 1
     assert run(tmp_path, STALE_TIMEOUT="soon")[0] == 2
+
+
+def test_a_history_that_takes_no_rows_is_told_from_a_table_that_takes_none(tmp_path: Path) -> None:
+    settings = Settings(journal_dir=str(tmp_path), stale_timeout=0.0, history_interval=0.0)
+    journal = Journal(tmp_path / "btc.db", 1 << 30)
+    live = journal.position("btc")
+    heart = Heartbeat(settings, "btc", live, journal.position("btc_history", HISTORY, beside=live))
+    journal.append([(1, "d", "1|1|1", 0, 0)])
+    live.advance(1)
+    heart.frame(is_market_data=True)
+    time.sleep(0.01)
+    heart.beat(journal_full=False)
+    works, line = check(status_path(settings, "btc"), replace(settings, stale_timeout=0.005), time.time())
+    assert not works
+    assert line == "the history has taken no rows for 0 s; 1 rows wait, safe in the journal"
+    journal.close()
