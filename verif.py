@@ -46,6 +46,7 @@ from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.show.overview import storage_overview
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
+from pipeline.store.compact import blocks_allowed
 from pipeline.store.source import History, HistoryError
 from pipeline.store.storage import Storage, TableStorage, advice, survey
 from pipeline.store.tiers import Tiers, survey_tiers
@@ -259,7 +260,7 @@ class Reports:
         storage = self._storage
         self._answer |= {"records": storage.records, **asdict(storage)}
         if any(table.exists for table in storage.tables):
-            self._say((storage_overview if self._in_short else report)(storage, self._settings.compact_blocks))
+            self._say((storage_overview if self._in_short else report)(storage, blocks_allowed(self._settings)))
         if self._history:
             self._answer["history"] = [asdict(tiers) for tiers in self._tiers]
             self._say(tiers_report(self._tiers))

@@ -21,6 +21,8 @@ BENCHES = (
     "compaction",
     "journal",
     "connections",
+    "symbols",
+    "sockets",
     "arrays",
     "history",
 )

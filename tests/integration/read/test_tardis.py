@@ -218,14 +218,14 @@ import export
 from pipeline import interrupts
 from pipeline.read import decode, export as module
 
-def read(*args, _read=decode.read, **options):
-    for number, batch in enumerate(_read(*args, **options)):
+def stream(*args, _stream=decode.stream, **options):
+    for number, batch in enumerate(_stream(*args, **options)):
         if number == 3:
             print("held", flush=True)
             signal.pause()
         yield batch
 
-decode.read = read
+decode.stream = stream
 module._BATCH_ROWS["depth"] = 1000
 sys.exit(interrupts.run(export.main))
 """
