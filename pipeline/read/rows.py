@@ -11,25 +11,22 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from heapq import merge
-from itertools import islice
-from typing import NamedTuple
+from itertools import chain, islice
+from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
 
 from config import Settings, SymbolConfig
 from pipeline.messages import DEADLETTER, Row
 from pipeline.read.decode import LoadError
-from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS, connect, explain
+from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS, connect, explain, permitted
 from pipeline.store.compact import read_table
+from pipeline.store.source import History, HistoryError, Source, moment, open_history
 from pipeline.times import to_ms
 
 _ROWS_AT_ONCE = 2_000
 _IDLE = 30.0  # seconds with rows that were taken, after which others are asked for anew
-_READING = {
-    **ALL_ROWS,
-    "max_threads": 1,  # with more, rows come in any order
-    "max_block_size": _ROWS_AT_ONCE,
-}
+_READING = {**ALL_ROWS, "max_block_size": _ROWS_AT_ONCE}
 
 
 class Stored(NamedTuple):
@@ -54,40 +51,57 @@ def _of_symbol(
     settings: Settings, config: SymbolConfig, start: datetime | None, end: datetime | None
 ) -> Iterator[Stored]:
     due_ms = 0
-    for ts_ms, mt, m in _rows(settings, config["table_name"], _condition(start, end)):
-        due_ms = max(due_ms, ts_ms)
-        yield Stored(due_ms, config["symbol"], Row(ts_ms, mt, m))
+    for row in _rows(settings, config["table_name"], _condition(start, end)):
+        due_ms = max(due_ms, row.ts_ms)
+        yield Stored(due_ms, config["symbol"], row)
 
 
-def _rows(settings: Settings, name: str, condition: str) -> Iterator[tuple[int, str, str]]:
-    """Yield ts, mt and m; a query that is not read for too long is given up, and another goes on where it was."""
-    given = 0
+def _rows(settings: Settings, name: str, condition: str) -> Iterator[Row]:
+    """Yield the rows; a query that is not read for too long is given up, and another goes on where it was."""
+    given = last = 0
     while True:
         try:
-            with connect(settings) as client:
-                table = _find(client, settings.clickhouse_database, name)
-                query = f"SELECT toUnixTimestamp64Milli(ts), mt, toValidUTF8(m) FROM {table} WHERE {condition}"
-                rows = client.execute_iter(f"{query} OFFSET {given}", settings=_READING)
-                while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-                    taken = time.monotonic()
-                    yield from chunk
-                    given += len(chunk)
-                    if time.monotonic() - taken > _IDLE:
-                        break
-                else:
-                    return
+            with connect(settings) as client, open_history(settings) as history:
+                source = _find(client, settings.clickhouse_database, name, history)
+                with source.explained():
+                    rows = chain.from_iterable(_queries(source, condition, given, last))
+                    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
+                        taken = time.monotonic()
+                        yield from (Row(*row[:-1]) for row in chunk)
+                        given, last = given + len(chunk), chunk[-1][-1]
+                        if time.monotonic() - taken > _IDLE:
+                            break
+                    else:
+                        return
+        except HistoryError as error:
+            raise LoadError(str(error)) from None
         except CLICKHOUSE_ERRORS as error:
             raise LoadError(explain(error, settings)) from None
 
 
-def _find(client: Client, database: str, name: str) -> str:
-    """Return the table that has the rows of `name`, as it stands in SQL. Raises LoadError."""
+def _queries(source: Source, condition: str, given: int, last: int) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Yield the rows of each of the queries that it takes, without those that were given: what a Row has, and `n`."""
+    columns, skip = "toUnixTimestamp64Milli(ts), mt, toValidUTF8(m)", ""
+    if source.history:
+        columns += ", id, toUnixTimestamp64Milli(event), n"
+        condition += f" AND n > {last}"
+    else:
+        columns += ", 0, 0, 0"
+        skip = f" OFFSET {given}"
+    settings = permitted(source.client, _READING) | source.settings
+    for clauses in source.in_order(condition):
+        yield source.client.execute_iter(f"SELECT {columns} FROM {source.table} {clauses}{skip}", settings=settings)
 
-    def look(table: str) -> str:
+
+def _find(client: Client, database: str, name: str, history: History | None) -> Source:
+    """Return where the rows of `name` are. Raises LoadError."""
+
+    def look(table: str) -> Source:
         client.execute(f"SELECT 1 FROM {table} LIMIT 0")
-        return table
+        return Source(client, table)
 
-    if found := read_table(client, database, name, look):
+    found = (history.source_of(client, database, name) if history else None) or read_table(client, database, name, look)
+    if found:
         return found
     raise LoadError(f"Table {database}.{name} does not exist: run ch_setup.py")
 
@@ -95,7 +109,7 @@ def _find(client: Client, database: str, name: str) -> str:
 def _condition(start: datetime | None, end: datetime | None) -> str:
     conditions = [f"mt != '{DEADLETTER}'"]
     if start is not None:
-        conditions.append(f"ts >= fromUnixTimestamp64Milli(toInt64({to_ms(start)}))")
+        conditions.append(f"ts >= {moment(to_ms(start))}")
     if end is not None:
-        conditions.append(f"ts < fromUnixTimestamp64Milli(toInt64({to_ms(end)}))")
+        conditions.append(f"ts < {moment(to_ms(end))}")
     return " AND ".join(conditions)

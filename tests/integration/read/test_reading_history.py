@@ -19,6 +19,7 @@ from local.market import frames
 from pipeline.messages import Row, parse_frame
 from pipeline.read import audit, decode, load, quality
 from pipeline.read import export as exporting
+from pipeline.read import rows as stored_rows_of
 from pipeline.read.audit import Minutes
 from pipeline.read.decode import LoadError
 from pipeline.read.export import ExportError, Job, Result, export
@@ -170,6 +171,22 @@ def test_what_only_a_history_knows_is_in_three_columns(both: Any) -> None:
     assert deals["received"].cast(pa.int64()).to_pylist() == [each and each[1] for each in known]
     assert deals["id"].to_pylist() == [each and each[2] for each in known]
     assert deals.schema.field("received").type == pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize("idle", [30.0, -1.0], ids=["at once", "a query for each chunk"])
+def test_a_replay_has_the_same_rows(settings: Settings, monkeypatch: pytest.MonkeyPatch, idle: float) -> None:
+    monkeypatch.setattr(stored_rows_of, "_IDLE", idle)
+    monkeypatch.setattr(stored_rows_of, "_ROWS_AT_ONCE", 700)
+    places = [place for place, row in enumerate(ROWS) if row.mt != "dl"]
+    from_table, from_history = (
+        [stored.row for stored in stored_rows_of.stored_rows(replace(settings, history=each), [BTC_CONFIG], None, None)]
+        for each in (0, 1)
+    )
+    assert from_table == [Row(*ROWS[place][:3]) for place in places]
+    origins = [origin_of(place) for place in places]
+    assert from_history == [
+        Row(*ROWS[place][:3], number, event) for place, (event, _, number) in zip(places, origins, strict=True)
+    ]
 
 
 def test_what_does_not_decode_is_named_either_way(both: Any) -> None:
