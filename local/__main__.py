@@ -7,6 +7,11 @@ docker-compose does. Ctrl-C stops all, in order: the collectors first, so that w
 
 from __future__ import annotations
 
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
+
 import argparse
 import os
 import re
