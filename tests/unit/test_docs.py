@@ -18,7 +18,7 @@ from pipeline.read.export import FORMATS, TYPES
 
 DOCS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("monitoring/*.md")])
 PACKAGES = "pipeline", "local", "bench", "tests"
-FOLDERS = *PACKAGES, "docs", "docker", "monitoring"
+FOLDERS = *PACKAGES, "src", "docs", "docker", "monitoring"
 SOURCES = sorted([*PROJECT.glob("*.py"), *(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))])
 COMMANDS = (PROJECT / "docs/COMMANDS.md").read_text()
 SETTINGS = (PROJECT / "docs/SETTINGS.md").read_text()
