@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -33,7 +34,7 @@ from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
 from pipeline.store.compact import tables_of
-from pipeline.times import iso, parse_time
+from pipeline.times import from_ms, iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
 """The message types by the names that people use for them."""
@@ -45,6 +46,7 @@ Coins themselves are divided no finer than that, and prices less fine. decimal12
 other 4 for sums and halves.
 """
 
+_DAY = timedelta(days=1)
 _TIME = pa.timestamp("ms", tz="UTC")
 _SIDE = pa.dictionary(pa.int8(), pa.string())
 
@@ -186,27 +188,37 @@ def load(
     are UTC unless they say otherwise. Rows that do not decode are left out, with a warning that names them. Raises
     ValueError for an argument that cannot be used, and LoadError.
     """
-    if name not in TYPES:
-        raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
-    mt = TYPES[name]
+    mt = _type(name)
     settings = load_settings()
     table = _find_symbol(symbol, settings)["table_name"]
     database = settings.clickhouse_database
     start, end = (
         time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
     )
-    with connect(settings) as client:
-        try:
-            batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
-        except CLICKHOUSE_ERRORS as error:
-            if not is_missing_table(error):
-                raise LoadError(explain(error, settings)) from None
-            if tables_of(client, database, table):
-                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
-            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
+    with connect(settings) as client, _explained(client, settings, table):
+        batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
     if bad := [row for batch in batches for row in batch.bad]:
         warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
     return pa.concat_tables([schema(mt, exact=exact).empty_table(), *(batch.table for batch in batches)])
+
+
+def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
+    """Return the start and the end of the newest whole day of UTC with rows of the type `name`, one of TYPES.
+
+    A day is whole where there are such rows of a later one; where there are rows of one day only, it is that. `symbol`
+    is as `load` takes it. Reads the times of the whole table. Raises ValueError for an argument that cannot be used,
+    and LoadError, also where there is no row.
+    """
+    settings = load_settings()
+    table = _find_symbol(symbol, settings)["table_name"]
+    day = f"intDiv(toUnixTimestamp64Milli(ts), {_DAY // timedelta(milliseconds=1)})"
+    of_type = f"FROM {settings.clickhouse_database}.{table} WHERE mt = '{_type(name)}'"
+    with connect(settings) as client, _explained(client, settings, table):
+        found = client.execute(f"SELECT DISTINCT {day} AS day {of_type} ORDER BY day DESC LIMIT 2")
+    if not found:
+        raise LoadError(f"There are no {name} of {symbol} yet: see `verif.py`, and whether its collector runs")
+    start = from_ms(0) + found[-1][0] * _DAY
+    return start, start + _DAY
 
 
 def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
@@ -443,6 +455,26 @@ def _stream(
     except BaseException:  # GeneratorExit, too: the rest of the answer must not meet the next query
         client.disconnect()
         raise
+
+
+def _type(name: str) -> str:
+    if name not in TYPES:
+        raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
+    return TYPES[name]
+
+
+@contextmanager
+def _explained(client: Client, settings: Settings, table: str) -> Iterator[None]:
+    """Raise LoadError where reading a table fails."""
+    database = settings.clickhouse_database
+    try:
+        yield
+    except CLICKHOUSE_ERRORS as error:
+        if not is_missing_table(error):
+            raise LoadError(explain(error, settings)) from None
+        if tables_of(client, database, table):
+            raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
+        raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
 
 
 def _find_symbol(name: str, settings: Settings) -> SymbolConfig:

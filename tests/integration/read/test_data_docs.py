@@ -9,7 +9,7 @@ import re
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,9 @@ EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n[^`]*\n```python\n(.*?)```", TEXT, r
 
 README = (PROJECT / "README.md").read_text()
 LOOK_AT_IT, USE_IT = (README.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("Look at it", "Use it"))
+
+
+COLUMNS = "'ts DateTime64(3), mt String, m String'"
 
 
 def ms(text: str) -> int:
@@ -179,6 +182,35 @@ def test_the_depth_around_one_large_deal(archive: Stack) -> None:
     assert [line.split() for line in table[:2]] == [line.split() for line in shown[1:3]]
     expected = [[seconds, *both] for seconds, both in sorted(sums.items())]
     assert [[float(number) for number in line.split()] for line in table[2:]] == expected
+
+
+def test_each_example_says_so_where_there_is_no_data(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        for title, example in EXAMPLES.items():
+            process = stack.run("-c", example)
+            assert re.search(r"LoadError: There are no (deals|depth) of (BTC_USDT|btc) yet", process.lines[-1]), title
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["2026-09-03T05:00:00", "2026-10-01T23:59:59.999", "2026-10-02T00:00:00"], "2026-10-01"),
+        (["2026-10-02T00:00:00", "2026-09-03T05:00:00"], "2026-09-03"),  # with a gap of days
+        (["2026-10-01T05:00:00", "2026-10-01T06:00:00"], "2026-10-01"),  # the only day
+    ],
+)
+def test_the_newest_whole_day(tmp_path: Path, times: list[str], expected: str) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        rows = [f"('{time}', 'd', '1|1|1')" for time in times] + ["('2026-10-05 05:00:00', 't', '1|1|1|1|0.1')"]
+        stack.query(f"INSERT INTO mexc_data.btc (ts, mt, m) SELECT * FROM VALUES({', '.join([COLUMNS, *rows])})")
+        script = "from pipeline.read import newest_day; print(*newest_day('BTC_USDT', 'deals'))"
+        process = stack.run("-c", script)
+        start = datetime.fromisoformat(f"{expected}T00:00:00+00:00")
+        assert process.output == f"{start} {start + timedelta(days=1)}"
 
 
 def test_the_reports_of_the_readme(archive: Stack, newcomer: Path, tmp_path: Path) -> None:
