@@ -111,6 +111,11 @@ def test_what_is_named_is_there(path: Path) -> None:
     assert [found for text in prose(path) for found in sorted(named(text)) if not is_there(found)] == []
 
 
+def test_volumes_have_one_name_in_all_documents() -> None:
+    commands = " ".join(path.read_text() for path in DOCS)
+    assert set(re.findall(r"[\w-]+_clickhouse_data\b", commands)) == {"mexc-pipeline_clickhouse_data"}
+
+
 def test_each_test_that_the_docs_name_is_there() -> None:
     there = "\n".join(path.read_text() for path in (PROJECT / "tests").rglob("test_*.py"))
     named_tests = {found for path in DOCS for found in re.findall(r"`(test_\w+)`", path.read_text())}

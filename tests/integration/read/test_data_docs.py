@@ -103,7 +103,8 @@ def newcomer(archive: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_newcomer_has_what_setup_sh_installs_and_no_more(archive: Stack, newcomer: Path) -> None:
-    assert archive.run("-c", "import pandas, pyarrow, clickhouse_driver", PYTHONPATH=newcomer).wait() == 0
+    needed = "pandas, pyarrow, clickhouse_driver, pipeline.store.repair"
+    assert archive.run("-c", f"import {needed}", PYTHONPATH=newcomer).wait() == 0
     for module in ("duckdb", "polars", "chdb"):
         process = archive.run("-c", f"import {module}", PYTHONPATH=newcomer)
         assert process.wait() == 1
