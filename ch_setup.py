@@ -142,7 +142,7 @@ def repair(directory: str, *, always: bool) -> int:
             repair_directory,
         )
     except ModuleNotFoundError as error:
-        print(f"--repair needs {error.name}: pip install clickhouse-cityhash pyarrow", file=sys.stderr)
+        print(f"--repair needs {error.name}: run ./setup.sh", file=sys.stderr)
         return 2
     try:
         directories = [Path(directory)] if directory else default_directories()

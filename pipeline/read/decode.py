@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -34,8 +35,8 @@ from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
 from pipeline.store.compact import tables_of
-from pipeline.store.source import HistoryError, Source, find_source, moment, open_history
-from pipeline.times import iso, parse_time
+from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
+from pipeline.times import from_ms, iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
 """The message types by the names that people use for them."""
@@ -47,6 +48,7 @@ Coins themselves are divided no finer than that, and prices less fine. decimal12
 other 4 for sums and halves.
 """
 
+_DAY = timedelta(days=1)
 _TIME = pa.timestamp("ms", tz="UTC")
 _ORIGIN = [("event", _TIME), ("received", pa.timestamp("us", tz="UTC")), ("id", pa.uint64())]  # what a history knows
 _SIDE = pa.dictionary(pa.int8(), pa.string())
@@ -269,9 +271,7 @@ def load(
 
     Where there is a history (HISTORY=1), three columns more say where a row came from; see docs/DATA.md.
     """
-    if name not in TYPES:
-        raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
-    mt = TYPES[name]
+    mt = _type(name)
     settings = load_settings()
     table = _find_symbol(symbol, settings)["table_name"]
     database = settings.clickhouse_database
@@ -281,22 +281,35 @@ def load(
     condition = condition_of(mt, start, end)
     contract = known_contract(settings, _find_symbol(symbol, settings))
     size = contract.size if contract else None
-    with connect(settings) as client, open_history(settings) as history:
-        try:
-            source = find_source(client, database, table, history)
-            batches = list(stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=_BATCH_ROWS))
-        except HistoryError as error:
-            raise LoadError(str(error)) from None
-        except CLICKHOUSE_ERRORS as error:
-            if not is_missing_table(error):
-                raise LoadError(explain(error, settings)) from None
-            if tables_of(client, database, table):
-                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
-            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
+    with _reading(settings, table) as (client, history):
+        source = find_source(client, database, table, history)
+        batches = list(stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=_BATCH_ROWS))
     if bad := [row for batch in batches for row in batch.bad]:
         warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
     columns = schema(mt, exact=exact, history=source.history is not None)
     return pa.concat_tables([columns.empty_table(), *(batch.table for batch in batches)])
+
+
+def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
+    """Return the start and the end of the newest whole day of UTC with rows of the type `name`, one of TYPES.
+
+    A day is whole where there are such rows of a later one; where there are rows of one day only, it is that. `symbol`
+    is as `load` takes it. Reads the times of the whole table. Raises ValueError for an argument that cannot be used,
+    and LoadError, also where there is no row.
+    """
+    settings = load_settings()
+    table = _find_symbol(symbol, settings)["table_name"]
+    day = f"intDiv(toUnixTimestamp64Milli(ts), {_DAY // timedelta(milliseconds=1)})"
+    of_type = f"WHERE mt = '{_type(name)}'"
+    with _reading(settings, table) as (client, history):
+        source = find_source(client, settings.clickhouse_database, table, history)
+        with source.explained():
+            query = f"SELECT DISTINCT {day} AS day FROM {source.table} {of_type} ORDER BY day DESC LIMIT 2"
+            found = source.client.execute(query)
+    if not found:
+        raise LoadError(f"There are no {name} of {symbol} yet: see `verif.py`, and whether its collector runs")
+    start = from_ms(0) + found[-1][0] * _DAY
+    return start, start + _DAY
 
 
 def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
@@ -523,6 +536,29 @@ def _some_of(bad: list[BadRow]) -> str:
 
 
 # What to read
+
+
+def _type(name: str) -> str:
+    if name not in TYPES:
+        raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
+    return TYPES[name]
+
+
+@contextmanager
+def _reading(settings: Settings, table: str) -> Iterator[tuple[Client, History | None]]:
+    """Give what a table is read by; raise LoadError where that fails."""
+    database = settings.clickhouse_database
+    with connect(settings) as client, open_history(settings) as history:
+        try:
+            yield client, history
+        except HistoryError as error:
+            raise LoadError(str(error)) from None
+        except CLICKHOUSE_ERRORS as error:
+            if not is_missing_table(error):
+                raise LoadError(explain(error, settings)) from None
+            if tables_of(client, database, table):
+                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
+            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
 
 
 def _find_symbol(name: str, settings: Settings) -> SymbolConfig:

@@ -40,7 +40,7 @@ def _in_the_project() -> Iterator[None]:
 
 with _in_the_project():
     from config import ConfigError, load_settings
-    from pipeline.read import BadRow, LoadError, candles, depth_levels, hftbacktest, load, read, top_of_book
+    from pipeline.read import BadRow, LoadError, candles, depth_levels, hftbacktest, load, newest_day, read, top_of_book
     from pipeline.store.client import connect
     from pipeline.times import parse_time
 
@@ -54,6 +54,7 @@ __all__ = [
     "hftbacktest",
     "load",
     "load_settings",
+    "newest_day",
     "parse_time",
     "read",
     "top_of_book",

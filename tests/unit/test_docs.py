@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from config import PROJECT, Settings
+from config import BTC_CONFIG, PROJECT, Settings
+from pipeline.messages import parse_frame
 from pipeline.read.export import FORMATS, TYPES
 
 DOCS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("monitoring/*.md")])
@@ -109,6 +111,25 @@ def is_there(found: str) -> bool:
 @pytest.mark.parametrize("path", [path for path in (*DOCS, *SOURCES) if path.name != "CHANGELOG.md"], ids=name)
 def test_what_is_named_is_there(path: Path) -> None:
     assert [found for text in prose(path) for found in sorted(named(text)) if not is_there(found)] == []
+
+
+def test_how_far_the_levels_of_btc_reach_is_what_a_recorded_book_says() -> None:
+    (said,) = re.findall(
+        r"BTC_USDT's 20 levels.*?at ([\d,.]+) USDT.*?([\d.]+) USDT.*?([\d.]+) basis points",
+        (PROJECT / "docs/DATA.md").read_text(),
+        re.DOTALL,
+    )
+    frames = (PROJECT / "tests/data/mexc-frames.jsonl").read_text().splitlines()
+    rows = [row for raw in frames for row in parse_frame(raw, "BTC_USDT", 0).rows if row.mt == "dp"]
+    best = Decimal(rows[-1].m.removeprefix("[").partition(",")[0])
+    assert BTC_CONFIG["contract"]
+    reach = 19 * BTC_CONFIG["contract"].price_unit
+    assert said == (f"{best:,}", f"{reach}", f"{reach / best * 10_000:.2f}")
+
+
+def test_volumes_have_one_name_in_all_documents() -> None:
+    commands = " ".join(path.read_text() for path in DOCS)
+    assert set(re.findall(r"[\w-]+_clickhouse_data\b", commands)) == {"mexc-pipeline_clickhouse_data"}
 
 
 def test_each_test_that_the_docs_name_is_there() -> None:

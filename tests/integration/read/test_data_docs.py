@@ -9,7 +9,7 @@ import re
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,9 @@ EXAMPLES = dict(re.findall(r"\n## ([^\n]+)\n[^`]*\n```python\n(.*?)```", TEXT, r
 
 README = (PROJECT / "README.md").read_text()
 LOOK_AT_IT, USE_IT = (README.split(f"\n## {title}\n")[1].split("\n## ")[0] for title in ("Look at it", "Use it"))
+
+
+COLUMNS = "'ts DateTime64(3), mt String, m String'"
 
 
 def ms(text: str) -> int:
@@ -100,7 +103,8 @@ def newcomer(archive: Stack, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_newcomer_has_what_setup_sh_installs_and_no_more(archive: Stack, newcomer: Path) -> None:
-    assert archive.run("-c", "import pandas, pyarrow, clickhouse_driver", PYTHONPATH=newcomer).wait() == 0
+    needed = "pandas, pyarrow, clickhouse_driver, pipeline.store.repair"
+    assert archive.run("-c", f"import {needed}", PYTHONPATH=newcomer).wait() == 0
     for module in ("duckdb", "polars", "chdb"):
         process = archive.run("-c", f"import {module}", PYTHONPATH=newcomer)
         assert process.wait() == 1
@@ -181,6 +185,35 @@ def test_the_depth_around_one_large_deal(archive: Stack) -> None:
     assert [[float(number) for number in line.split()] for line in table[2:]] == expected
 
 
+def test_each_example_says_so_where_there_is_no_data(tmp_path: Path) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        for title, example in EXAMPLES.items():
+            process = stack.run("-c", example)
+            assert re.search(r"LoadError: There are no (deals|depth) of (BTC_USDT|btc) yet", process.lines[-1]), title
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        (["2026-09-03T05:00:00", "2026-10-01T23:59:59.999", "2026-10-02T00:00:00"], "2026-10-01"),
+        (["2026-10-02T00:00:00", "2026-09-03T05:00:00"], "2026-09-03"),  # with a gap of days
+        (["2026-10-01T05:00:00", "2026-10-01T06:00:00"], "2026-10-01"),  # the only day
+    ],
+)
+def test_the_newest_whole_day(tmp_path: Path, times: list[str], expected: str) -> None:
+    with open_stack(tmp_path) as stack:
+        stack.clickhouse()
+        stack.setup()
+        rows = [f"('{time}', 'd', '1|1|1')" for time in times] + ["('2026-10-05 05:00:00', 't', '1|1|1|1|0.1')"]
+        stack.query(f"INSERT INTO mexc_data.btc (ts, mt, m) SELECT * FROM VALUES({', '.join([COLUMNS, *rows])})")
+        script = "from pipeline.read import newest_day; print(*newest_day('BTC_USDT', 'deals'))"
+        process = stack.run("-c", script)
+        start = datetime.fromisoformat(f"{expected}T00:00:00+00:00")
+        assert process.output == f"{start} {start + timedelta(days=1)}"
+
+
 def test_the_reports_of_the_readme(archive: Stack, newcomer: Path, tmp_path: Path) -> None:
     commands = re.findall(r"^python3 (verif\.py.*?) +#", LOOK_AT_IT, re.MULTILINE)
     assert len(commands) == LOOK_AT_IT.count("python3 ") == 5
@@ -199,10 +232,10 @@ def test_the_reports_of_the_readme(archive: Stack, newcomer: Path, tmp_path: Pat
 def files(archive: Stack, newcomer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where `archive` is, made by the commands of the README."""
     directory = tmp_path_factory.mktemp("files")
-    commands = re.findall(r"^python3 (export\.py .* --out) archive$", USE_IT, re.MULTILINE)
-    assert len(commands) == USE_IT.count("python3 ") == 2
-    for command in commands:
-        export = archive.run(*command.split(), directory / "archive", PYTHONPATH=newcomer)
+    commands = re.findall(r"^python3 (export\.py .* --out) (\w+)$", USE_IT, re.MULTILINE)
+    assert len(commands) == USE_IT.count("python3 ") == 3
+    for command, out in commands:
+        export = archive.run(*command.split(), directory / out, PYTHONPATH=newcomer)
         assert export.wait() == 0, export.output
     return directory
 

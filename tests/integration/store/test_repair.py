@@ -665,7 +665,7 @@ def test_it_refuses_what_is_no_data_directory(stack: Stack) -> None:
 
 def test_it_says_what_to_install(stack: Stack) -> None:
     (stack.directory / "clickhouse_cityhash.py").write_text("raise ModuleNotFoundError(name='clickhouse_cityhash')")
-    line = "--repair needs clickhouse_cityhash: pip install clickhouse-cityhash pyarrow\n"
+    line = "--repair needs clickhouse_cityhash: run ./setup.sh\n"
     assert command(stack, stack.directory, PYTHONPATH=str(stack.directory)) == (2, "", line)
 
 
