@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := venv/bin
+TOOLS := venv-tools/bin
 SHELL_SCRIPTS := setup.sh .ci/run $(wildcard docker/*.sh tests/*/*.sh)
 COMPOSE_FILES := $(wildcard docker-compose*.yml tests/docker/*.yml)
 LOCK := --quiet --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock"
@@ -9,7 +10,7 @@ SECONDS ?= 40
 ROUNDS ?= 400
 RATE ?= 200
 
-.PHONY: help demo run test test-debian test-root lint format lock sbom bench chaos soak clean
+.PHONY: help demo run test test-debian test-tools test-root lint format lock sbom bench chaos soak clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -21,10 +22,13 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need nothing but Python
-	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus" -n 4 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not tools" -n 4 --dist loadfile $(PYTEST)
 
-test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus; both have to be installed
-	$(BIN)/pytest -m "browser or prometheus" $(PYTEST)
+test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice; all have to be installed
+	$(BIN)/pytest -m "browser or prometheus or libreoffice" $(PYTEST)
+
+test-tools: venv/dev.done venv-tools/done ## Exports in hftbacktest, nautilus_trader, freqtrade and vectorbt, in an environment of their own
+	$(BIN)/pytest -m tools $(PYTEST)
 
 test-root: venv/dev.done ## The tests that need root: VPN in network namespaces, Docker with a daemon of its own
 	$(BIN)/pytest -m vpn -n 4 $(PYTEST)
@@ -50,7 +54,7 @@ format: venv/dev.done ## Put the code into the one style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: venv/bench.done ## Measure; the figures in the docs come from here
+bench: venv/bench.done venv-tools/done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
 
 chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them; nothing may be lost or doubled
@@ -59,8 +63,8 @@ chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them;
 soak: venv/dev.done ## An hour's frames through a collector, RATE=200 a second: memory, journal, every row
 	$(BIN)/python -m bench.soak --rate $(RATE)
 
-clean: ## Remove the environment and what the demo left; data of `make run` stays
-	rm -rf venv local-data/simulated
+clean: ## Remove the environments and what the demo left; data of `make run` stays
+	rm -rf venv venv-tools local-data/simulated
 
 venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -76,4 +80,9 @@ venv/dev.done: requirements-dev.txt venv/local.done
 
 venv/bench.done: requirements-bench.txt venv/dev.done
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-bench.txt
+	touch $@
+
+venv-tools/done: requirements-tools.txt
+	$(PYTHON) -m venv venv-tools
+	$(TOOLS)/pip install --quiet --disable-pip-version-check -r requirements-tools.txt
 	touch $@

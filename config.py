@@ -1,7 +1,8 @@
 """What is collected, and every setting. A new symbol is a name in SYMBOLS, or is added in this file; nowhere else.
 
 A setting's environment variable is its name in capitals: ``ping_interval`` is PING_INTERVAL. Where it is set
-more than once, the environment wins over ``.env``, and ``.env`` over the default below.
+more than once, the environment wins over ``.env``, and ``.env`` over the default below. MEXC_PIPELINE_ENV names
+another file than ``.env``.
 """
 
 from __future__ import annotations
@@ -225,7 +226,9 @@ def origin(name: str, environ: Mapping[str, str] | None = None, dotenv: Path | N
     """Return in words where the setting `name` has its value from, by the same rules as `load_settings`."""
     if (os.environ if environ is None else environ).get(name, "").strip():
         return "from the environment"
-    return "from .env" if _read_dotenv(dotenv).get(name, "").strip() else "the default"
+    if dotenv and _read_dotenv(dotenv).get(name, "").strip():
+        return f"from {_chosen(dotenv).name}"
+    return "the default"
 
 
 def check_identifier(what: str, name: str) -> None:
@@ -237,10 +240,22 @@ def check_identifier(what: str, name: str) -> None:
 def _read_dotenv(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
+    path = _chosen(path)
     try:
         return {name: value or "" for name, value in dotenv_values(path).items()}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _chosen(path: Path) -> Path:
+    """Return the file to read for `path`: in place of the project's ``.env``, the one that MEXC_PIPELINE_ENV names."""
+    named = os.environ.get("MEXC_PIPELINE_ENV", "").strip()
+    if not named or path != PROJECT / ".env":
+        return path
+    other = Path(_expand_home("MEXC_PIPELINE_ENV", named))
+    if not other.is_file():
+        raise ConfigError(f"MEXC_PIPELINE_ENV={named} is not there: give the path of a file, or nothing for .env")
+    return other
 
 
 def _expand_home(name: str, path: str) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export what is stored as files of typed columns, one a UTC day: Parquet, CSV or Arrow, compressed with zstd.
+"""Export what is stored as files, one a UTC day: typed columns in Parquet, CSV or Arrow, or what other tools read.
 
 Run again it writes the days that are new or have grown, and no others. A row that does not decode is left out and
 reported. Rows are checked by number against ClickHouse before a file gets its name.
@@ -31,23 +31,35 @@ from config import (
     load_settings,
 )
 from pipeline.human import human_size, many
-from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.read import tardis
+from pipeline.read.export import COMPRESSIONS, FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.read.freqtrade import export_for_freqtrade
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
 from pipeline.times import parse_time, with_times_joined
+
+LAYOUTS = ("ohlcv", "freqtrade")
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(
-        description="Export records as files of typed columns, one a UTC day, compressed with zstd:"
+        description="Export records as files of typed columns, one a UTC day:"
         " DIR/type=deals/symbol=BTC_USDT/date=2026-10-01/part-0.parquet. Days that are there are not done again."
     )
     known = ", ".join(config["table_name"] for config in ALL_CONFIGS)
     parser.add_argument("symbols", nargs="+", metavar="SYMBOL", help=f"such as btc or BTC_USDT, or all: {known}")
-    parser.add_argument("--type", required=True, choices=TYPES, help="depth has a column, depth-levels a row a level")
+    parser.add_argument(
+        "--type",
+        required=True,
+        choices=[*TYPES, *tardis.SOURCES],
+        help="depth has a column, depth-levels a row a level; those from trades on are of --format tardis",
+    )
     parser.add_argument("--from", dest="start", type=_day, metavar="DATE", help="first day, UTC (default: the oldest)")
     parser.add_argument("--to", dest="end", type=_day, metavar="DATE", help="day before which to end (default: none)")
     parser.add_argument("--format", choices=FORMATS, default="parquet", help="default: parquet")
+    parser.add_argument(
+        "--compress", choices=COMPRESSIONS, help="CSV files; default: none, so that a spreadsheet opens them"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to, it is made if need be")
     parser.add_argument("--interval", metavar="LENGTH", help="of candles: such as 1s, 5m, 1h, 1d (default: 1m)")
     parser.add_argument(
@@ -58,18 +70,27 @@ def main() -> int:
         action="store_true",
         help="candles of whole minutes: where there are no deals, MEXC's own bars, and a column that says so",
     )
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="candles for other tools: ohlcv has date, open, high, low, close, volume; freqtrade puts these into the"
+        " file that it looks for",
+    )
+    parser.add_argument(
+        "--fill", action="store_true", help="with --layout: each interval has a candle, flat where there are no deals"
+    )
+    parser.add_argument("--coins", action="store_true", help="for other tools: amounts are coins, not contracts")
+    parser.add_argument("--tardis-exchange", metavar="NAME", help=f"for their files; default: {tardis.EXCHANGE}")
     options = parser.parse_args(with_times_joined(sys.argv[1:]))
     if options.start and options.end and options.start >= options.end:
         parser.error(f"--from {options.start} is not before --to {options.end}, which is the day after the last")
-    if options.interval and options.type != "candles":
-        parser.error("--interval is for candles only")
-    if options.fill_from_exchange and options.type != "candles":
-        parser.error("--fill-from-exchange is for candles only")
+    if why := _misfit(options):
+        parser.error(why)
     try:
-        interval = options.interval or "1m" if options.type == "candles" else None
-        job = Job(options.type, options.format, options.exact, interval, options.fill_from_exchange)
+        job = _job(options)
     except ValueError as error:
         parser.error(str(error))
+    run = export_for_freqtrade if options.layout == "freqtrade" else export
     result = Result()
     settings = None
     try:
@@ -77,7 +98,7 @@ def main() -> int:
         configs = chosen(options.symbols, all_symbols(settings))
         for config in configs:
             check_identifier("table_name", config["table_name"])
-            export(settings, config, job, options.out, result, start=options.start, end=options.end)
+            run(settings, config, job, options.out, result, start=options.start, end=options.end)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -90,6 +111,49 @@ def main() -> int:
         return 1
     print(summary(result, options.out))
     return 1 if result.kept else 0
+
+
+def _misfit(options: argparse.Namespace) -> str:
+    """Return what of the options does not go together; nothing if all does."""
+    is_tardis, is_candles = options.format == "tardis", options.type == "candles"
+    if is_tardis != (options.type in tardis.SOURCES):
+        return f"--type {options.type} is not of --format {options.format}: see --help"
+    for option in ("interval", "fill_from_exchange", "layout"):
+        if getattr(options, option) and not is_candles:
+            return f"--{option.replace('_', '-')} is for candles only"
+    if options.fill and not options.layout:
+        return "--fill is for candles with --layout only"
+    if options.fill and options.fill_from_exchange:
+        return (
+            "--fill and --fill-from-exchange do not go together: the price of an empty interval is of one or the other"
+        )
+    if options.coins and not (is_tardis or options.layout):
+        return "--coins is for --format tardis and --layout only: candles and deals have coins in a column"
+    if options.tardis_exchange and not is_tardis:
+        return "--tardis-exchange is for --format tardis only"
+    if options.compress and options.format != "csv":
+        return "--compress is for --format csv only"
+    if options.exact and (is_tardis or options.layout):
+        return "--exact is not for what other tools read: they take floats"
+    if options.layout == "freqtrade" and options.format != "parquet":
+        return "--format is not for --layout freqtrade, which has one of its own"
+    return ""
+
+
+def _job(options: argparse.Namespace) -> Job:
+    """Return what to make of each day. Raises ValueError."""
+    return Job(
+        options.type,
+        options.format,
+        options.exact,
+        options.interval or "1m" if options.type == "candles" else None,
+        options.fill_from_exchange,
+        compress=options.compress or "none",
+        coins=options.coins,
+        exchange=options.tardis_exchange or tardis.EXCHANGE,
+        is_ohlcv=bool(options.layout),
+        is_flat=options.fill,
+    )
 
 
 def _day(text: str) -> date:

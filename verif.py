@@ -46,7 +46,10 @@ from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.show.overview import storage_overview
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
+from pipeline.store.compact import blocks_allowed
+from pipeline.store.source import History, HistoryError
 from pipeline.store.storage import Storage, TableStorage, advice, survey
+from pipeline.store.tiers import Tiers, survey_tiers
 from pipeline.times import from_ms, parse_time, with_times_joined
 
 if TYPE_CHECKING:  # what the other reports take to import, the plain one need not wait for
@@ -87,6 +90,9 @@ def main() -> int:
             return watch(settings, configs, options.watch)
         reports = Reports(options, settings, configs)
         code = reports.make()
+    except HistoryError as error:
+        print(error, file=sys.stderr)
+        return 1
     except CLICKHOUSE_ERRORS as error:
         print(explain(error, settings), file=sys.stderr)
         return 1
@@ -202,6 +208,7 @@ class Reports:
         self._in_short = bool(more_symbols(settings)) and not options.only  # a line for each symbol
         timeout = _LONG if options.quality or options.audit or options.html else _SHORT
         self._client, self._database = connect(settings, timeout=timeout), settings.clickhouse_database
+        self._history = History(settings, timeout=timeout) if settings.history else None
         self._asked_at = datetime.now(UTC)
         self._answer: dict[str, Any] = {}  # for --json
         self.said: list[tuple[str, bool]] = []
@@ -230,36 +237,44 @@ class Reports:
         return survey(self._client, self._database, self._configs, show_progress=True)
 
     @cached_property
+    def _tiers(self) -> list[Tiers]:
+        return survey_tiers(self._client, self._database, self._configs, self._history) if self._history else []
+
+    @cached_property
     def _quality(self) -> list[SymbolQuality]:
         from pipeline.read.quality import examine
 
         start, end = self._options.start, self._options.end
-        return examine(self._client, self._database, self._configs, start=start, end=end, show_progress=True)
+        bounds = {"start": start, "end": end}
+        return examine(self._client, self._database, self._configs, **bounds, show_progress=True, history=self._history)
 
     @cached_property
     def _audit(self) -> list[SymbolAudit]:
         from pipeline.read.audit import audit
 
         options = self._options
-        return audit(
-            self._client, self._settings, self._configs, start=options.start, end=options.end, show_progress=True
-        )
+        bounds = {"start": options.start, "end": options.end}
+        return audit(self._client, self._settings, self._configs, **bounds, show_progress=True, history=self._history)
 
     def _report_storage(self) -> int:
         storage = self._storage
         self._answer |= {"records": storage.records, **asdict(storage)}
         if any(table.exists for table in storage.tables):
-            self._say((storage_overview if self._in_short else report)(storage, self._settings.compact_blocks))
+            self._say((storage_overview if self._in_short else report)(storage, blocks_allowed(self._settings)))
+        if self._history:
+            self._answer["history"] = [asdict(tiers) for tiers in self._tiers]
+            self._say(tiers_report(self._tiers))
         return self._code_for_records
 
     @cached_property
     def _code_for_records(self) -> int:
         """0 if there are some, else 1, and a line that says why."""
-        if not any(table.exists for table in self._storage.tables):
+        records = self._storage.records + sum(tiers.history.records for tiers in self._tiers if tiers.history)
+        if not records and not any(table.exists for table in self._storage.tables):
             self._warn(f"There are no tables in {self._database}: run ch_setup.py")
-        elif not self._storage.records:
+        elif not records:
             self._warn("The tables are empty: no collector has stored a record yet")
-        return 0 if self._storage.records else 1
+        return 0 if records else 1
 
     def _report_quality(self) -> int:
         from pipeline.show.quality_report import as_json, as_text, verdict, worst_first
@@ -298,7 +313,7 @@ class Reports:
         self._answer["newest"] = []
         code = 0
         max_age = self._options.max_age
-        for newest in find_newest(self._client, self._database, self._configs):
+        for newest in find_newest(self._client, self._database, self._configs, self._history):
             now = datetime.now(UTC)
             self._answer["newest"].append(age_as_json(newest, max_age, now))
             if late_channels(newest, max_age, now):
@@ -321,13 +336,14 @@ class Reports:
                 symbol.table,
                 from_ms(symbol.start_ms),
                 self._options.end or from_ms(symbol.end_ms + 1),  # the newest row is in it
+                history=self._history,
             )
             for symbol in self._quality
             if symbol.start_ms is not None and symbol.end_ms is not None
         }
         path = self._options.html
         audits = self._audit if self._options.audit else ()
-        page = render(self._storage, self._quality, prices, self._asked_at, self._settings, audits)
+        page = render(self._storage, self._quality, prices, self._asked_at, self._settings, audits, self._tiers)
         try:
             replace_file(path, page)
         except OSError as error:
@@ -359,6 +375,12 @@ def replace_file(path: Path, text: str) -> None:
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
+
+
+def tiers_report(tiers: Sequence[Tiers]) -> str:
+    """Return as text from when to when each table and its history have rows."""
+    lines = (f"  {line}" for each in tiers for line in each.as_text())
+    return "\n".join(["", "History, and what its table has beside it:", *lines])
 
 
 def report(storage: Storage, compact_blocks: int) -> str:

@@ -10,7 +10,22 @@ import sys
 import time
 from importlib.metadata import version
 
-BENCHES = ("burst", "latency", "cpu", "growth", "flush", "disk", "catchup", "compaction", "journal", "connections")
+BENCHES = (
+    "burst",
+    "latency",
+    "cpu",
+    "growth",
+    "flush",
+    "disk",
+    "catchup",
+    "compaction",
+    "journal",
+    "connections",
+    "symbols",
+    "sockets",
+    "arrays",
+    "history",
+)
 
 
 def main() -> int:

@@ -167,6 +167,11 @@ terminate() {
 }
 
 (($# > 0)) || die "no command given: entrypoint.sh python3 btcdat.py"
+if [[ $* == "python3 collect.py" && -z ${SYMBOLS:-} ]]; then
+  trap 'exit 0' TERM INT
+  echo "SYMBOLS is empty: nothing to collect here"
+  while true; do pause 10; done # and not end: what Docker then starts again would end again
+fi
 id "${COLLECTOR_USER:=collector}" &>/dev/null || die "COLLECTOR_USER=$COLLECTOR_USER does not exist"
 group=$(id -g "$COLLECTOR_USER")
 as_collector=(setpriv --reuid "$COLLECTOR_USER" --regid "$group" --init-groups --inh-caps=-all --no-new-privs)

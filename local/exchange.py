@@ -27,41 +27,31 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import parse_qsl
 
-from websockets.asyncio.server import Server, ServerConnection, broadcast, serve
-from websockets.exceptions import ConnectionClosedError
+from websockets.asyncio.server import Server, ServerConnection
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
 from local import rest
-from local.market import CONTRACTS, LEVELS, Event, Market, frames
+from local.market import CONTRACTS, Event, Market, frames
+from local.session import HOST, METHODS, PATH, PING_LIMIT, Session, now_ms, open_server, room
 
-HOST = "127.0.0.1"
-PATH = "/edge"
-METHODS = {"sub.ticker": "ticker", "sub.deal": "deal", "sub.depth.full": "depth.full"}
 CHANNELS = {"ticker": "ticker", "deal": "deal", "depth": "depth.full"}  # by what faults call them
 MAX_BACKLOG = 8 << 20  # bytes not yet taken by a client
-FULL_SPEED_BACKLOG = 256 << 10  # bytes; more would only add delay
 LOGIN = "/login"
 LOGIN_PAGE = "<!DOCTYPE html><title>MEXC</title><p>Log in to go on.</p>\n"
 REPLAY_QUIET = 0.2  # seconds without another subscription, after which a replay begins
 
 
-def now_ms() -> int:
-    """Return the time in milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
-
-
 @dataclass(eq=False)
-class Client:
-    """One connection, and what it has subscribed to: (symbol, channel) -> (compress, limit)."""
+class Client(Session):
+    """One connection, and what faults have made of it."""
 
-    ws: ServerConnection
     number: int
-    subscriptions: dict[tuple[str, str], tuple[bool, int]] = field(default_factory=dict)
     dead: set[tuple[str, str]] = field(default_factory=set)  # subscriptions of which nothing is pushed
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
     sent: Counter[str] = field(default_factory=Counter)
@@ -70,7 +60,7 @@ class Client:
 
     def copies(self) -> int:
         """Return how often the next frame is to be written: 0 if it cannot be, 2 if it is duplicated."""
-        if self.silent or self.ws.state is not State.OPEN or self.ws.transport.is_closing():
+        if self.silent or not self.is_open:
             return 0
         if self.backlog() > MAX_BACKLOG:
             self.ws.transport.abort()
@@ -81,27 +71,22 @@ class Client:
         return 1
 
     def write(self, data: bytes, text: bool = True) -> None:
-        """Hand a frame to the socket; even as text it may hold any bytes."""
-        broadcast((self.ws,), data, text=text)
+        """Hand a frame to the socket."""
+        super().send(data, text)
 
     def send(self, data: bytes, text: bool = True) -> None:
         """Send a frame that is no market data and so not in the log."""
         for _ in range(self.copies()):
             self.write(data, text)
 
-    def answer(self, channel: str, data: str | int | dict[str, Any]) -> None:
-        """Send a control frame."""
-        self.send(json.dumps({"channel": channel, "data": data, "ts": now_ms()}, separators=(",", ":")).encode())
+    def give_up(self, ping_limit: float) -> bool:
+        """Disconnect the client, unless it is to hear nothing."""
+        return not self.silent and super().give_up(ping_limit)
 
-    def backlog(self) -> int:
-        """Return how many bytes wait for the client to read."""
-        return self.ws.transport.get_write_buffer_size()
-
-    def close(self) -> None:
-        """Send a close frame without a code, as MEXC does: the client sees 1005."""
-        if self.ws.state is State.OPEN:
-            self.ws.protocol.send_close()  # the connection's own close() cannot do without a code
-            self.ws.send_data()
+    @property
+    def is_full(self) -> bool:
+        """Whether the client is to read before it is sent more; one that does not is not waited for."""
+        return not self.silent and super().is_full
 
     def heal(self) -> None:
         """End a stall or a half-open state, and what has become of its subscriptions."""
@@ -347,7 +332,7 @@ class Options:
     seed: int = 0
     replay: Path | None = None
     log: Path | None = None
-    ping_limit: float = 60.0
+    ping_limit: float = PING_LIMIT
     fault: tuple[Fault, ...] = ()
 
 
@@ -397,20 +382,7 @@ class Exchange:
         """Return the servers of the WebSocket and of REST, and keep their ports for the next time. Raises OSError."""
         servers = []
         for place, process_request in enumerate((self._http, self._http_of_rest)):
-            try:
-                server = await serve(
-                    self._serve,
-                    HOST,
-                    self._ports[place],
-                    process_request=process_request,
-                    compression=None,
-                    ping_interval=None,  # MEXC expects the client to ping
-                    close_timeout=1,
-                    server_header=None,
-                )
-            except OSError as problem:
-                problem.filename = f"{HOST}:{self._ports[place]}"
-                raise
+            server = await open_server(self._serve, self._ports[place], process_request)
             self._ports[place] = server.sockets[0].getsockname()[1]
             servers.append(server)
         return servers
@@ -451,51 +423,11 @@ class Exchange:
         client = Client(ws, self._accepted)
         self._clients.add(client)
         try:
-            with suppress(ConnectionClosedError):
-                while not await self._listen_to(client):
-                    if not client.silent:
-                        limit = f"{self._options.ping_limit:g}"
-                        client.answer("rs.error", f"more than {limit} seconds no response, close the channel")
-                        client.close()
-                        return
+            await client.attend(CONTRACTS, partial(self._subscribe, client), self._options.ping_limit)
         finally:
             self._clients.discard(client)
             for symbol, _ in client.subscriptions:
                 self._takers[symbol].discard(client)
-
-    async def _listen_to(self, client: Client) -> bool:
-        """Answer a client until it leaves (True) or has not sent a ping for too long (False)."""
-        loop = asyncio.get_running_loop()
-        limit = self._options.ping_limit
-        try:
-            async with asyncio.timeout(limit) as patience:
-                async for message in client.ws:
-                    if self._answer(client, message):
-                        patience.reschedule(loop.time() + limit)
-        except TimeoutError:
-            return False
-        return True
-
-    def _answer(self, client: Client, message: str | bytes) -> bool:
-        """Do what a client asks for; return whether it was a ping."""
-        try:
-            request = json.loads(message)
-        except (ValueError, RecursionError):
-            return False
-        method = request.get("method") if isinstance(request, dict) else None
-        if method == "ping":
-            client.answer("pong", now_ms())
-            return True
-        if isinstance(method, str) and method in METHODS:
-            param = request.get("param")
-            symbol = param.get("symbol") if isinstance(param, dict) else None
-            if not isinstance(symbol, str):
-                client.ws.transport.abort()  # seen in the field
-            elif symbol not in CONTRACTS:
-                client.answer("rs.error", f"Contract [{symbol}] not exists")
-            else:
-                self._subscribe(client, symbol, method, param)
-        return False  # MEXC does not answer a method that it does not know
 
     def _subscribe(self, client: Client, symbol: str, method: str, param: dict[str, Any]) -> None:
         name = METHODS[method].partition(".")[0]
@@ -508,14 +440,12 @@ class Exchange:
             client.answer(f"rs.{method}", {"code": 1001, "message": f"Contract [{symbol}] not exists"})
             return
         first = not client.subscriptions
-        limit = next((limit for limit in (5, 10) if limit == param.get("limit")), LEVELS)
-        client.subscriptions[symbol, METHODS[method]] = (param.get("compress") is not False, limit)
         self._takers[symbol].add(client)
         client.dead.discard((symbol, METHODS[method]))
         if self._hits(f"{name}-mute"):
             client.dead.add((symbol, METHODS[method]))
+        client.subscribe(symbol, method, param)
         client.subscribed.set()
-        client.answer(f"rs.{method}", "success")
         if self._options.replay:
             if first:
                 self._spawn(self._replay(client, self._options.replay))
@@ -537,7 +467,7 @@ class Exchange:
             if takers and rate is not None:
                 pause = event.size / rate if rate else 0.0
                 if not rate:
-                    await self._room(takers)
+                    await room(takers)
             due = max(due + pause, loop.time() - 1)  # after a hang-up of the machine there is no long rush
             await asyncio.sleep(due - loop.time())
 
@@ -592,11 +522,6 @@ class Exchange:
             entry = {"conn": number, "seq": self._logged[number], "symbol": symbol, "frame": text}
             self._log_file.write(json.dumps(entry) + "\n")
 
-    async def _room(self, clients: list[Client]) -> None:
-        """Wait until all have taken most of what they were sent."""
-        while any(client.backlog() > FULL_SPEED_BACKLOG and not client.silent for client in clients):
-            await asyncio.sleep(0.001)
-
     async def _replay(self, client: Client, path: Path) -> None:
         """Send a file's lines, once the client has subscribed to all it wants."""
         with suppress(TimeoutError):
@@ -611,7 +536,7 @@ class Exchange:
                     return
                 if line.strip():
                     self._deliver(client, _symbol_of(line), line.removesuffix(b"\n"))
-                    await self._room([client])
+                    await room([client])
                     if self._options.rate:
                         due += 1 / self._options.rate
                         await asyncio.sleep(due - loop.time())
@@ -832,7 +757,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the simulated markets (default: %(default)s)")
     add("--replay", type=Path, metavar="FILE", help="send this file's lines, as they are, instead of a simulation")
     add("--log", type=Path, metavar="FILE", help="append each market frame that was sent")
-    add("--ping-limit", type=_number(float, 0.01, 1e6), default=60, help="seconds without ping (default: %(default)s)")
+    add(
+        "--ping-limit",
+        type=_number(float, 0.01, 1e6),
+        default=PING_LIMIT,
+        help="seconds without ping (default: %(default)s)",
+    )
     add("--fault", type=_fault, action="append", default=[], metavar="NAME[:SECONDS]", help="misbehave; see below")
     return parser
 

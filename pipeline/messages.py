@@ -1,4 +1,4 @@
-"""Raw frames in, rows out.
+"""Raw frames in, rows out; and back.
 
 In: one WebSocket frame as MEXC sent it, text or bytes, of whatever content. Out: the rows to store, zero or more,
 each `(ts_ms, mt, m, id, event_ms)`. Pure functions; the clock is a parameter. Promise: nothing that arrives raises out
@@ -13,6 +13,8 @@ d         ``price|volume|direction`` (1 = buy, 2 = sell)                 push.de
 dp        ``bids|asks``, each ``[price,amount],[price,amount]...``       push.depth.full
 dl        the frame's first 500 characters                               anything else
 ========  =============================================================  ======
+
+`format_frame` makes a frame of a row again, for who replays them: with what the row has and nothing else.
 
 A number may be quoted. What may be empty, since MEXC sent null or nothing: the fields of a ticker but `lastPrice`, and
 one side of a book.
@@ -39,6 +41,14 @@ _MAX_EXPONENT = 400  # beyond any float; keeps 1E+999999999 from becoming a giga
 _GZIP = b"\x1f\x8b"
 _MAX_UNPACKED = 16 << 20  # bytes
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")  # JSON's
+
+_PLAIN = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?"  # a number as rows have it
+_LEVELS = rf"(?:\[{_PLAIN},{_PLAIN}\](?:,\[{_PLAIN},{_PLAIN}\])*)?"
+_ROWS = {
+    TICKER: re.compile(rf"{_PLAIN}\|(?:{_PLAIN})?\|(?:{_PLAIN})?\|(?:-?(?:0|[1-9][0-9]*))?\|(?:{_PLAIN})?"),
+    DEAL: re.compile(rf"{_PLAIN}\|{_PLAIN}\|[12]"),
+    DEPTH: re.compile(rf"{_LEVELS}\|{_LEVELS}"),
+}
 
 
 class Row(NamedTuple):
@@ -225,7 +235,36 @@ def format_depth_data(data: Any, ts_ms: int) -> _Content:
     return [Row(ts_ms, DEPTH, text, _whole(book.get("version")), _time(book.get("cts")))], True, missing, 0
 
 
+def format_frame(row: Row, symbol: str, *, compress: bool = False, limit: int = DEPTH_LEVELS) -> str | None:
+    """Return the push that `parse_frame` would make `row` of; None where the row is no deal, book or ticker of MEXC's.
+
+    What was not kept is left out, and for an event's own time its `ts` stands. `compress` and `limit` are those of the
+    subscription: a deal comes in a list, and a book has so many levels.
+    """
+    if not (pattern := _ROWS.get(row.mt)) or not pattern.fullmatch(row.m):
+        return None
+    fields = row.m.split("|")
+    if row.mt == TICKER:
+        channel = "push.ticker"
+        named = [f'"{name}":{value}' for name, value in zip(_TICKER, fields, strict=True) if value]
+        data = f'{{"symbol":"{symbol}",{",".join(named)},"timestamp":{row.event_ms or row.ts_ms}}}'
+    elif row.mt == DEAL:
+        channel = "push.deal"
+        number = f',"i":"{row.id}"' if row.id else ""
+        price, volume, direction = fields
+        data = f'{{"p":{price},"v":{volume},"T":{direction},"t":{row.event_ms or row.ts_ms}{number}}}'
+        if compress:
+            data = f"[{data}]"
+    else:
+        channel = "push.depth.full"
+        number = f',"version":{row.id}' if row.id else ""
+        bids, asks = (_first_levels(side, limit) for side in fields)
+        data = f'{{"asks":[{asks}],"bids":[{bids}]{number}}}'
+    return f'{{"symbol":"{symbol}","data":{data},"channel":"{channel}","ts":{row.ts_ms}}}'
+
+
 _OPTIONAL = ("fairPrice", "indexPrice", "holdVol", "fundingRate")
+_TICKER = ("lastPrice", *_OPTIONAL)
 _FORMATTERS: dict[str, Callable[[Any, int], _Content]] = {
     "push.ticker": format_ticker_data,
     "push.deal": format_deal_data,
@@ -303,6 +342,11 @@ def _side(levels: Any) -> str:
         return ",".join(["[" + _plain(level[0]) + "," + _plain(level[1]) + "]" for level in levels[:DEPTH_LEVELS]])
     except (TypeError, LookupError):  # a level is no list, or too short
         raise _Unusable from None
+
+
+def _first_levels(side: str, limit: int) -> str:
+    """Return the first levels of a side, which is as rows have it."""
+    return "],".join(side.split("],", limit)[:limit]) + "]" if side.count("],") >= limit else side
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -39,12 +39,14 @@ _USERS = """
 def limited(stack: Stack, profile: str = "", grants: str = "", hidden: Mapping[str, str] | None = None) -> Process:
     """Stop the stack's ClickHouse and start one for a limited user in its place.
 
-    `profile` is the XML of a settings profile, `grants` what he may do, all if it is empty; `hidden` has conditions on
-    the rows that he may see, by the table of mexc_data.
+    `profile` is the XML of a settings profile, `grants` what he may do: privileges on all tables, or a GRANT statement;
+    all if it is empty. `hidden` has conditions on the rows that he may see, by the table of mexc_data.
     """
     stack.processes[0].stop()
     users, config = stack.directory / "users.xml", stack.directory / "config.xml"
-    given = f"<grants><query>GRANT {grants} ON *.*</query></grants>" if grants else ""
+    statement = grants if grants.startswith("GRANT ") else f"GRANT {grants} ON *.*"
+    session = "GRANT SHOW DATABASES ON default.*"  # local.clickhouse begins one there
+    given = f"<grants><query>{statement}</query><query>{session}</query></grants>" if grants else ""
     filters = "".join(f"<{name}><filter>{seen}</filter></{name}>" for name, seen in (hidden or {}).items())
     users.write_text(_USERS.format(profile=profile, grants=given, filters=filters))
     config.write_text(_CONFIG.format(users=users))

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from config import PROJECT, Settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
-from pipeline.store.compact import CompactionError, count_small_blocks
+from pipeline.store.compact import CompactionError, blocks_allowed, count_small_blocks
 from pipeline.store.turnover import tidy
 
 _SHARE = 20  # a collector spends one part in so many of its time on compaction
@@ -29,7 +29,7 @@ class AutoCompaction:
         """`say` takes lines for the user."""
         self._settings, self._name = settings, name
         self._full_name = f"{settings.clickhouse_database}.{name}"
-        self._limit = settings.compact_blocks
+        self._limit = blocks_allowed(settings)
         self._say = say
         self._lock = PROJECT / settings.journal_dir / "compaction.lock"
         self.small_blocks: int | None = None
@@ -46,7 +46,7 @@ class AutoCompaction:
     def inserted(self, stopping: Callable[[], bool]) -> bool:
         """Note that an INSERT was made, and compact the table if it is time for that.
 
-        That is when there are more than COMPACT_BLOCKS small blocks, and the last compaction is twenty times as long
+        That is when there are more small blocks than allowed, and the last compaction is twenty times as long
         ago as it took. It is given up half-way as soon as `stopping`. Returns whether the table is known to be there,
         as it was; where not, it has to be asked for its state.
         """

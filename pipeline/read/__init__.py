@@ -10,5 +10,6 @@ What the columns mean: docs/DATA.md.
 """
 
 from pipeline.read.decode import BadRow, LoadError, candles, depth_levels, load, newest_day, read, top_of_book
+from pipeline.read.hft import hftbacktest
 
-__all__ = ["BadRow", "LoadError", "candles", "depth_levels", "load", "newest_day", "read", "top_of_book"]
+__all__ = ["BadRow", "LoadError", "candles", "depth_levels", "hftbacktest", "load", "newest_day", "read", "top_of_book"]

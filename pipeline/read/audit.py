@@ -33,7 +33,8 @@ from config import Settings, SymbolConfig
 from pipeline.progress import progress
 from pipeline.read.klines import MINUTE, Bar, Klines
 from pipeline.rest import Rest
-from pipeline.store.compact import read_table
+from pipeline.store.client import permitted
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.times import to_ms
 
 LATEST_MS = 2_000
@@ -119,6 +120,7 @@ def audit(
     start: datetime | None = None,
     end: datetime | None = None,
     show_progress: bool = False,
+    history: History | None = None,
 ) -> list[SymbolAudit]:
     """Compare the whole minutes from `start` on and before `end`, and return what was found of each symbol.
 
@@ -126,11 +128,12 @@ def audit(
     `start`. So where a time was asked for, what is missing at its ends counts. Minutes that are not over by MEXC's own
     klines are left out.
 
-    With `show_progress` a terminal sees how far it is. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    With `show_progress` a terminal sees how far it is. Of a `history`, only the rows of that time are read. Raises
+    pipeline.store.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     rest = Rest(settings)
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)
-    return [_audit_symbol(client, settings, rest, config, bounds, show_progress) for config in configs]
+    return [_audit_symbol(client, settings, rest, config, bounds, show_progress, history) for config in configs]
 
 
 def _audit_symbol(
@@ -140,12 +143,14 @@ def _audit_symbol(
     config: SymbolConfig,
     bounds: tuple[int | None, int | None],
     show_progress: bool,
+    history: History | None,
 ) -> SymbolAudit:
     symbol, table = config["symbol"], config["table_name"]
     found = SymbolAudit(symbol, table)
     shown = progress if show_progress else lambda label, total=None: nullcontext(lambda count: None)
     with shown(f"Adding up the deals of {symbol}"):
-        minutes = read_table(client, settings.clickhouse_database, table, lambda source: _read(client, source, bounds))
+        database = settings.clickhouse_database
+        minutes = read_rows(client, database, table, lambda source: _read(source, bounds), history)
     if minutes is None:
         found.problem = "there is no such table, run ch_setup.py"
         return found
@@ -234,7 +239,7 @@ class Minutes:
         return Minute(np.array(self._early[first:beyond]).reshape(-1, 2), self._rest[5 * place : 5 * place + 5])
 
 
-# With one thread, rows come in the order they are stored in, by which deals of one millisecond are told apart.
+# Rows have a place in the order they are stored in, by which deals of one millisecond are told apart.
 # Decimals, since ClickHouse's floats are not always the ones nearest to the text. The early deals come as one text each
 # minute: a block of the answer has up to 65,000 minutes, and a Decimal of Python's takes a hundred bytes.
 _QUERY = f"""
@@ -250,19 +255,19 @@ _QUERY = f"""
         counts AND ts_ms % {_MINUTE_MS} >= {LATEST_MS} AS is_later,
         assumeNotNull(price) AS p,
         assumeNotNull(size) AS c,
-        (ts_ms, rowNumberInAllBlocks()) AS place
+        (ts_ms, {{place}}) AS place
     SELECT
         intDiv(ts_ms, {_MINUTE_MS}) * {MINUTE} AS minute,
         count(), min(ts_ms), max(ts_ms), countIf(is_deal AND NOT counts),
         arrayStringConcat(arraySort(groupArrayIf((place, concat(toString(p), ' ', toString(c))), is_early)).2, ' '),
         countIf(is_later), sumIf(c, is_later), argMinIf(p, place, is_later),
         maxIf(p, is_later), minIf(p, is_later), argMaxIf(p, place, is_later)
-    FROM {{source}} WHERE {{condition}}
+    FROM {{source}} WHERE mt != 'dl' AND ts >= {{low}} AND ts < {{high}}
     GROUP BY minute ORDER BY minute
 """
 
 
-def _read(client: Client, source: str, bounds: tuple[int | None, int | None]) -> Minutes:
+def _read(source: Source, bounds: tuple[int | None, int | None]) -> Minutes:
     """Return the minutes of a table within `bounds`, and two more on either side."""
     start, end = bounds
     low, high = _OLDEST, to_ms(datetime.now(UTC)) + _DAY_MS
@@ -270,15 +275,15 @@ def _read(client: Client, source: str, bounds: tuple[int | None, int | None]) ->
         low = max(low, start - 2 * _MINUTE_MS)
     if end is not None:
         high = min(high, end + 2 * _MINUTE_MS)
-    query = _QUERY.format(source=source, condition=f"mt != 'dl' AND ts_ms >= {low} AND ts_ms < {high}")
-    settings = {
-        "max_threads": 1,
+    query = _QUERY.format(source=source.table, place=source.place, low=moment(low), high=moment(high))
+    better = {
         "max_execution_time": 0,
         "max_bytes_before_external_group_by": _SPILL,
         "max_bytes_before_external_sort": _SPILL,
     }
+    settings = permitted(source.client, better) | source.settings
     minutes = Minutes()
-    answer = client.execute_iter(query, settings=settings, chunk_size=_BATCH_ROWS)
+    answer = source.client.execute_iter(query, settings=settings, chunk_size=_BATCH_ROWS)
     for chunk in answer:
         for minute, rows, oldest, newest, undecoded, early, later, *rest in chunk:
             minutes.oldest_ms = minutes.oldest_ms or oldest

@@ -22,7 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from itertools import islice
+from itertools import chain, islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +33,9 @@ from clickhouse_driver import Client
 from config import Settings, SymbolConfig, all_symbols, find_symbol, known_symbols, load_settings
 from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
-from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
 from pipeline.store.compact import tables_of
+from pipeline.store.source import HistoryError, Source, find_source, moment, open_history
 from pipeline.times import from_ms, iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
@@ -48,6 +50,7 @@ other 4 for sums and halves.
 
 _DAY = timedelta(days=1)
 _TIME = pa.timestamp("ms", tz="UTC")
+_ORIGIN = [("event", _TIME), ("received", pa.timestamp("us", tz="UTC")), ("id", pa.uint64())]  # what a history knows
 _SIDE = pa.dictionary(pa.int8(), pa.string())
 
 # What the fields of a row have to be. All that matches fits the columns' types, so nothing can fail after that.
@@ -70,6 +73,7 @@ _ROWS = {mt: "^" + r"\|".join(fields.values()) + "$" for mt, fields in _FIELDS.i
 _LONGEST_NUMBER = 16 + 1 + 18  # characters; what is longer ends in zeros
 
 _OF_ALL = pc.ScalarAggregateOptions(skip_nulls=False)
+_BATCH_ROWS = 50_000
 _SLICE = 16_384  # rows that are split at a time: what a book's text is split into takes ten times its memory
 
 
@@ -94,8 +98,22 @@ class Batch:
     bad: list[BadRow]
 
 
-def schema(mt: str, *, exact: bool = False) -> pa.Schema:
-    """Return the columns that rows of type `mt` decode to. Raises ValueError for an unknown type."""
+@dataclass(frozen=True)
+class Origin:
+    """Where rows came from, as a history has it: a number of each for each row."""
+
+    event_ms: Sequence[int]
+    received_us: Sequence[int]
+    """That of `ts` where it is not known."""
+    ids: Sequence[int]
+    """0 where there is none."""
+
+
+def schema(mt: str, *, exact: bool = False, history: bool = False) -> pa.Schema:
+    """Return the columns that rows of type `mt` decode to; those of a `history` have three more.
+
+    Raises ValueError for an unknown type.
+    """
     number = DECIMAL if exact else pa.float64()
     if mt == TICKER:
         prices = [(name, number) for name in ("last_price", "fair_price", "index_price")]
@@ -108,19 +126,26 @@ def schema(mt: str, *, exact: bool = False) -> pa.Schema:
         columns = [("text", pa.string())]
     else:
         raise ValueError(f"unknown message type {mt!r}: give one of {', '.join(TYPES.values())}")
-    return pa.schema([("ts", _TIME), *columns])
+    return pa.schema([("ts", _TIME), *columns, *(_ORIGIN if history else [])])
 
 
 def decode(
-    mt: str, ts_ms: Sequence[int], texts: Sequence[str], *, exact: bool = False, contract_size: Decimal | None = None
+    mt: str,
+    ts_ms: Sequence[int],
+    texts: Sequence[str],
+    *,
+    exact: bool = False,
+    contract_size: Decimal | None = None,
+    origin: Origin | None = None,
 ) -> Batch:
     """Return rows of type `mt` as typed columns; a row is a time, in milliseconds since the epoch, and a text.
 
-    `contract_size` is how many coins a contract is; without it, the coins of deals are null. Raises ValueError for an
-    unknown type.
+    `contract_size` is how many coins a contract is; without it, the coins of deals are null. `origin` gives three
+    columns more. Raises ValueError for an unknown type.
     """
-    columns = schema(mt, exact=exact)
+    columns = schema(mt, exact=exact, history=origin is not None)
     times = pa.array(ts_ms, pa.int64())
+    origins = _origin_columns(times, origin) if origin else []
     rows = pa.array(texts, pa.large_string())  # a string array ends at 2 GB, which a million books come close to
     bad = []
     if mt != DEADLETTER:
@@ -128,11 +153,12 @@ def decode(
         if good.false_count:
             places = np.flatnonzero(~good.to_numpy(zero_copy_only=False)).tolist()
             bad = [BadRow(int(ts_ms[i]), texts[i], _what_is_wrong(mt, texts[i])) for i in places]
-            times, rows = times.filter(good), rows.filter(good)
+            times, rows, *origins = (each.filter(good) for each in (times, rows, *origins))
     times = times.cast(_TIME)
     tables = [columns.empty_table()]
     for start in range(0, len(rows), _SLICE):
         arrays = [times.slice(start, _SLICE), *_split(mt, rows.slice(start, _SLICE), exact, contract_size)]
+        arrays += [each.slice(start, _SLICE) for each in origins]
         tables.append(pa.Table.from_arrays(arrays, schema=columns))
     return Batch(pa.concat_tables(tables), bad)
 
@@ -146,31 +172,86 @@ def read(
     start: datetime | None = None,
     end: datetime | None = None,
     exact: bool = False,
-    batch_rows: int = 50_000,
+    batch_rows: int = _BATCH_ROWS,
 ) -> Iterator[Batch]:
     """Yield the rows of type `mt` with start <= ts < end, in stored order, `batch_rows` at a time.
 
-    Rows are streamed: memory is that of a batch or two. Where there are no rows there is no batch. Every call reads the
-    whole table, which has no index. The coins of deals are null where the contract is not known. `client` is of no
-    other use until all is read or the iterator is closed; then it is free for the next query.
+    Rows are streamed: memory is that of a batch or two. Where there are no rows there is no batch. A table has no
+    index, so it is read as a whole; where the settings have a history (HISTORY=1) that has all its rows, these come
+    from there, and only those of the range are read. The coins of deals are null where the contract is not known.
+    `client` is of no other use until all is read or the iterator is closed; then it is free for the next query.
 
-    Raises ValueError at once for an unknown type and for a time without zone, and one of
-    pipeline.store.client.CLICKHOUSE_ERRORS while reading. A table does not exist while it is compacted; a query that
-    has begun is not disturbed by that.
+    Raises ValueError at once for an unknown type and for a time without zone; while reading, one of
+    pipeline.store.client.CLICKHOUSE_ERRORS, and pipeline.store.source.HistoryError. A table does not exist while it is
+    compacted; a query that has begun is not disturbed by that.
     """
-    schema(mt)
-    conditions = [f"mt = '{mt}'"]
-    if start is not None:
-        conditions.append(f"ts_ms >= {_milliseconds(start)}")
-    if end is not None:
-        conditions.append(f"ts_ms < {_milliseconds(end)}")
-    rows = f"SELECT toUnixTimestamp64Milli(ts) AS ts_ms, toValidUTF8(m) AS text FROM {database}.{table}"
-    query = f"SELECT ts_ms, text FROM ({rows} WHERE {' AND '.join(conditions)}) AS r CROSS JOIN (SELECT 1) AS one"
+    condition = condition_of(mt, start, end)
     config = find_symbol(table) or find_symbol(table, all_symbols(load_settings()))
     contract = config["contract"] if config else None
     if config and not contract:
         contract = known_contract(load_settings(), config)
-    return _stream(client, query, mt, exact, contract.size if contract else None, batch_rows)
+    size = contract.size if contract else None
+
+    def batches() -> Iterator[Batch]:
+        with open_history(load_settings()) as history:
+            source = find_source(client, database, table, history)
+            yield from stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=batch_rows)
+
+    return batches()
+
+
+def condition_of(mt: str, start: datetime | None, end: datetime | None) -> str:
+    """Return as SQL that rows are of type `mt`, and start <= ts < end. Raises ValueError as `read` does."""
+    schema(mt)
+    conditions = [f"mt = '{mt}'"]
+    if start is not None:
+        conditions.append(f"ts >= {moment(_milliseconds(start))}")
+    if end is not None:
+        conditions.append(f"ts < {moment(_milliseconds(end))}")
+    return " AND ".join(conditions)
+
+
+def stream(
+    source: Source,
+    mt: str,
+    condition: str,
+    *,
+    exact: bool,
+    contract_size: Decimal | None,
+    batch_rows: int,
+    with_origin: bool = True,
+) -> Iterator[Batch]:
+    """Yield the rows of `condition`, see `condition_of`, as `read` does; `with_origin` is what only a history has."""
+    with_origin = with_origin and source.history is not None
+    with source.explained():
+        rows = chain.from_iterable(_rows(source, condition, with_origin))
+        try:
+            while chunk := list(islice(rows, batch_rows)):
+                ts_ms, texts, *origin = zip(*chunk, strict=True)
+                del chunk
+                known = Origin(*origin) if with_origin else None
+                yield decode(mt, ts_ms, texts, exact=exact, contract_size=contract_size, origin=known)
+        except BaseException:  # GeneratorExit, too: the rest of the answer must not meet the next query
+            source.client.disconnect()
+            raise
+
+
+def _rows(source: Source, condition: str, with_origin: bool) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Yield the rows of each of the queries that it takes: ts, m, and what an Origin has."""
+    columns = "toUnixTimestamp64Milli(ts), toValidUTF8(m)"
+    if with_origin:
+        columns += ", toUnixTimestamp64Milli(event), toUnixTimestamp64Micro(received), id"
+    if source.history:
+        for clauses in source.in_order(condition):
+            yield source.client.execute_iter(f"SELECT {columns} FROM {source.table} {clauses}")
+        return
+    # Rows that were stored one by one would come in a packet each, at 40 us of this process. A JOIN, here with one row,
+    # makes big blocks of them on its way, as long as ClickHouse does not swap its sides.
+    settings = permitted(source.client, {"query_plan_join_swap_table": "false"}) | source.settings
+    for clauses in source.in_order(condition):
+        rows = f"SELECT {columns} FROM {source.table} {clauses}"
+        query = f"SELECT r.* FROM ({rows}) AS r CROSS JOIN (SELECT 1) AS one"
+        yield source.client.execute_iter(query, settings=settings)
 
 
 def load(
@@ -187,6 +268,8 @@ def load(
     TYPES. Times are aware datetimes, or dates and ISO 8601 texts such as "2026-10-01" or "2026-10-01 12:30", which
     are UTC unless they say otherwise. Rows that do not decode are left out, with a warning that names them. Raises
     ValueError for an argument that cannot be used, and LoadError.
+
+    Where there is a history (HISTORY=1), three columns more say where a row came from; see docs/DATA.md.
     """
     mt = _type(name)
     settings = load_settings()
@@ -195,11 +278,15 @@ def load(
     start, end = (
         time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
     )
-    with connect(settings) as client, _explained(client, settings, table):
-        batches = list(read(client, database, table, mt, start=start, end=end, exact=exact))
+    condition = condition_of(mt, start, end)
+    contract = known_contract(settings, _find_symbol(symbol, settings))
+    size = contract.size if contract else None
+    with _open_source(settings, table) as source:
+        batches = list(stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=_BATCH_ROWS))
     if bad := [row for batch in batches for row in batch.bad]:
         warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
-    return pa.concat_tables([schema(mt, exact=exact).empty_table(), *(batch.table for batch in batches)])
+    columns = schema(mt, exact=exact, history=source.history is not None)
+    return pa.concat_tables([columns.empty_table(), *(batch.table for batch in batches)])
 
 
 def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
@@ -212,9 +299,9 @@ def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
     settings = load_settings()
     table = _find_symbol(symbol, settings)["table_name"]
     day = f"intDiv(toUnixTimestamp64Milli(ts), {_DAY // timedelta(milliseconds=1)})"
-    of_type = f"FROM {settings.clickhouse_database}.{table} WHERE mt = '{_type(name)}'"
-    with connect(settings) as client, _explained(client, settings, table):
-        found = client.execute(f"SELECT DISTINCT {day} AS day {of_type} ORDER BY day DESC LIMIT 2")
+    select, of_type = f"SELECT DISTINCT {day} AS day FROM", f"WHERE mt = '{_type(name)}' ORDER BY day DESC LIMIT 2"
+    with _open_source(settings, table) as source, source.explained():
+        found = source.client.execute(f"{select} {source.table} {of_type}")
     if not found:
         raise LoadError(f"There are no {name} of {symbol} yet: see `verif.py`, and whether its collector runs")
     start = from_ms(0) + found[-1][0] * _DAY
@@ -337,6 +424,18 @@ def depth_levels(depth: pa.Table) -> pa.Table:
 # From text to columns
 
 
+def _origin_columns(times: pa.Array, origin: Origin) -> list[pa.Array]:
+    """Return the columns of _ORIGIN; what is not known is null."""
+    received, ids = pa.array(origin.received_us, pa.int64()), pa.array(origin.ids, pa.uint64())
+    is_known = pc.not_equal(received, pc.multiply(times, 1000))
+    arrays = [
+        pa.array(origin.event_ms, pa.int64()),
+        pc.if_else(is_known, received, pa.scalar(None, pa.int64())),
+        pc.if_else(pc.equal(ids, pa.scalar(0, pa.uint64())), pa.scalar(None, pa.uint64()), ids),
+    ]
+    return [array.cast(kind) for array, (_, kind) in zip(arrays, _ORIGIN, strict=True)]
+
+
 def _level_columns(side: str) -> list[str]:
     """Return the names of a side's columns, all prices before all contracts."""
     return [f"{side}_{what}_{level}" for what in ("price", "contracts") for level in range(1, DEPTH_LEVELS + 1)]
@@ -435,28 +534,6 @@ def _some_of(bad: list[BadRow]) -> str:
 # What to read
 
 
-_READING = {
-    "max_threads": 1,  # with more, rows come in any order
-    # Rows that were stored one by one would come in a packet each, at 40 us of this process. A JOIN, here with one row,
-    # makes big blocks of them on its way, as long as ClickHouse does not swap its sides.
-    "query_plan_join_swap_table": "false",
-}
-
-
-def _stream(
-    client: Client, query: str, mt: str, exact: bool, contract_size: Decimal | None, batch_rows: int
-) -> Iterator[Batch]:
-    rows = client.execute_iter(query, settings=_READING)
-    try:
-        while chunk := list(islice(rows, batch_rows)):
-            ts_ms, texts = zip(*chunk, strict=True)
-            del chunk
-            yield decode(mt, ts_ms, texts, exact=exact, contract_size=contract_size)
-    except BaseException:  # GeneratorExit, too: the rest of the answer must not meet the next query
-        client.disconnect()
-        raise
-
-
 def _type(name: str) -> str:
     if name not in TYPES:
         raise ValueError(f"unknown type {name!r}: give one of {', '.join(TYPES)}")
@@ -464,17 +541,20 @@ def _type(name: str) -> str:
 
 
 @contextmanager
-def _explained(client: Client, settings: Settings, table: str) -> Iterator[None]:
-    """Raise LoadError where reading a table fails."""
+def _open_source(settings: Settings, table: str) -> Iterator[Source]:
+    """Give where the rows of a table are. Raises LoadError where they cannot be read."""
     database = settings.clickhouse_database
-    try:
-        yield
-    except CLICKHOUSE_ERRORS as error:
-        if not is_missing_table(error):
-            raise LoadError(explain(error, settings)) from None
-        if tables_of(client, database, table):
-            raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
-        raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
+    with connect(settings) as client, open_history(settings) as history:
+        try:
+            yield find_source(client, database, table, history)
+        except HistoryError as error:
+            raise LoadError(str(error)) from None
+        except CLICKHOUSE_ERRORS as error:
+            if not is_missing_table(error):
+                raise LoadError(explain(error, settings)) from None
+            if tables_of(client, database, table):
+                raise LoadError(f"{database}.{table} is being compacted: try again in a minute") from None
+            raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
 
 
 def _find_symbol(name: str, settings: Settings) -> SymbolConfig:

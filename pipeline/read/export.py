@@ -2,6 +2,8 @@
 
     OUT/type=deals/symbol=BTC_USDT/date=2026-10-01/part-0.parquet
 
+or, as Tardis names them, side by side: OUT/mexc-futures_trades_2026-10-01_BTC_USDT.csv.gz.
+
 In: the rows of one message type of one table. Out: a day's file, written once ClickHouse has given as many rows as it
 counted on that day; and in OUT/.export, since readers take all files that they find in a tree, a record of that number,
 by which the next export knows that the day is there. Promise: what is under a file's final name is whole and on the
@@ -12,19 +14,20 @@ Candles may be filled with MEXC's own bars, where there are no deals: those are 
 
 A table has no index: whatever is asked of it, it is read as a whole. So one reading writes all days, in memory that
 does not depend on how many there are, or in which order their rows come; nor on how many these are, but for candles,
-which are made of a whole day's deals.
+which are made of a whole day's deals. Of a history (HISTORY=1), only the days that are to be written are read.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,12 +44,16 @@ from pipeline.files import silence_stdout, sync
 from pipeline.human import human_size, many
 from pipeline.messages import DEAL
 from pipeline.progress import progress
-from pipeline.read import decode
+from pipeline.read import decode, ohlcv, tardis
 from pipeline.read.decode import BadRow
 from pipeline.read.klines import MINUTE, Bar, Klines
+from pipeline.read.spool import Spool
+from pipeline.read.tardis import Tardis
 from pipeline.rest import Rest
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import tables_of
+from pipeline.store.schema import parse_comment
+from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
 from pipeline.times import iso
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
@@ -54,8 +61,11 @@ _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}
 TYPES = (*decode.TYPES, *_DERIVED)
 """What can be exported."""
 
-FORMATS = {"parquet": "parquet", "csv": "csv.zst", "arrow": "arrow"}
+FORMATS = {"parquet": "parquet", "csv": "csv", "arrow": "arrow", "tardis": "csv.gz"}
 """The formats of files, with what their names end with. In Parquet and Arrow files, zstd is inside."""
+
+COMPRESSIONS = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+"""How a CSV file can be compressed, with what its name then ends with."""
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -66,6 +76,7 @@ _OTHER_BATCH_ROWS = 50_000
 _WRITE_BYTES = 16 << 20  # of columns that a day holds before it writes them, as a row group
 _DAYS_AT_ONCE = 16  # days that are being written; there are more only if rows lie all over, and those wait
 _ROWS_AT_ONCE = 10_000_000  # of days that are being held, where nothing can be written before a day is whole
+_GZIP_LEVEL = 6  # 9, which is usual, takes far longer for little
 _NEW_FILE, _NEW_RECORD = ".tmp", ".json.tmp"  # ends of names
 _EXAMPLES = 3  # of a day's rows that do not decode
 _LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
@@ -84,7 +95,7 @@ class Job:
     """What to make of each day. Raises ValueError for an interval that cannot be used."""
 
     type: str
-    """One of TYPES."""
+    """One of TYPES, or of pipeline.read.tardis.SOURCES where that is the format."""
     format: str
     """One of FORMATS."""
     exact: bool = False
@@ -93,10 +104,24 @@ class Job:
     """The length of the candles, for them only: such as 1m, and a part of a day, since days are apart."""
     fill: bool = False
     """Whether intervals without deals get MEXC's own bars; for candles of whole minutes only."""
+    compress: str = "none"
+    """One of COMPRESSIONS, for CSV."""
+    coins: bool = False
+    """Whether amounts are coins, not contracts; for the formats of other tools."""
+    exchange: str = tardis.EXCHANGE
+    """What Tardis calls the exchange."""
+    is_ohlcv: bool = False
+    """Whether candles have the columns that other tools expect."""
+    is_flat: bool = False
+    """Whether these have a candle for each interval, of no volume where there are no deals."""
+    has_origin: bool = False
+    """Whether messages have the columns that only a history knows."""
 
     def __post_init__(self) -> None:
         if self.interval:
             _hours_of_whole_candles(self.interval)
+        if self.format == "tardis":
+            tardis.check_exchange(self.exchange)
         if self.fill and self.step_ms % (MINUTE * 1000):
             raise ValueError(f"candles of {self.interval} are no whole minutes, as MEXC's are: give such as 1m, 5m, 1h")
 
@@ -108,12 +133,25 @@ class Job:
     @property
     def name(self) -> str:
         """What it is called in the tree and before the user; candles of another length are another thing."""
-        return "-".join([self.type, *filter(None, [self.interval]), *["filled"] * self.fill])
+        if self.format == "tardis":
+            return f"{self.format}-{self.exchange}-{self.type}"
+        layout = ["ohlcv"] * self.is_ohlcv + ["filled"] * self.is_flat
+        return "-".join([self.type, *filter(None, [self.interval]), *["filled"] * self.fill, *layout])
+
+    @property
+    def ending(self) -> str:
+        """What a file's name ends with."""
+        return FORMATS[self.format] + COMPRESSIONS[self.compress]
+
+    @property
+    def style(self) -> str:
+        """What else a file depends on; one of another style is written again."""
+        return "-".join(["times with T"] * (self.format == "csv") + ["coins"] * self.coins)
 
     @property
     def source(self) -> str:
         """The name of the messages that it is made of."""
-        return _DERIVED.get(self.type, self.type)
+        return {**_DERIVED, **tardis.SOURCES}.get(self.type, self.type)
 
     @property
     def needs_whole_days(self) -> bool:
@@ -123,12 +161,16 @@ class Job:
     @property
     def schema(self) -> Any:
         """The columns, a pyarrow.Schema."""
+        if self.format == "tardis":
+            return tardis.schema(self.type)
+        if self.is_ohlcv:
+            return ohlcv.SCHEMA
         return self.derive(self.messages).schema
 
     @property
     def messages(self) -> pa.Table:
         """A table of messages in which there are none."""
-        return decode.schema(decode.TYPES[self.source], exact=self.exact).empty_table()
+        return decode.schema(decode.TYPES[self.source], exact=self.exact, history=self.has_origin).empty_table()
 
     def derive(self, messages: pa.Table) -> pa.Table:
         """Return what is made of a table of messages: any part of a day's, but for candles all of them."""
@@ -169,24 +211,28 @@ def export(
     *,
     start: date | None = None,
     end: date | None = None,
+    quiet: bool = False,
 ) -> None:
     """Export the UTC days from `start` on and before `end` into the tree at `out`; None is as far as there are rows.
 
-    Adds to `result` as it goes. Prints a line for each file, unless there is a bar on the terminal, and on stderr what
-    was left out or is waited for. A table that is being compacted is waited for.
+    Adds to `result` as it goes. Prints a line for each file, unless `quiet` or there is a bar on the terminal, and on
+    stderr what was left out or is waited for. A table that is being compacted is waited for.
 
     Raises ExportError and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
-    exporter = _Exporter(settings, config, job, out, result)
-    while True:
-        try:
-            exporter.export(start, end)
-        except CLICKHOUSE_ERRORS as error:
-            if not is_missing_table(error):
-                raise
-            _wait_for_table(settings, config["table_name"])
-        else:
-            return
+    with open_history(settings, timeout=_LONG) as history:
+        exporter = _Exporter(settings, config, job, out, result, history, quiet)
+        while True:
+            try:
+                exporter.export(start, end)
+            except HistoryError as error:
+                raise ExportError(str(error)) from None
+            except CLICKHOUSE_ERRORS as error:
+                if not is_missing_table(error):
+                    raise
+                _wait_for_table(settings, config["table_name"])
+            else:
+                return
 
 
 def _wait_for_table(settings: Settings, name: str) -> None:
@@ -209,8 +255,19 @@ def _wait_for_table(settings: Settings, name: str) -> None:
 class _Exporter:
     """The export of one job for one symbol. Days are numbered from 1970-01-01 on."""
 
-    def __init__(self, settings: Settings, config: SymbolConfig, job: Job, out: Path, result: Result) -> None:
-        self._settings, self._job, self._result = settings, job, result
+    def __init__(
+        self,
+        settings: Settings,
+        config: SymbolConfig,
+        job: Job,
+        out: Path,
+        result: Result,
+        history: History | None,
+        quiet: bool,
+    ) -> None:
+        self._settings, self._job, self._result, self._history = settings, job, result, history
+        self._quiet = quiet or sys.stderr.isatty()
+        self._source: Source | None = None  # the history, if that has all rows
         self._symbol, self._table = config["symbol"], config["table_name"]
         place = Path(f"type={job.name}", f"symbol={self._symbol}")
         self._directory, self._aside = out / place, out / ".export" / place
@@ -218,19 +275,32 @@ class _Exporter:
         self._written: set[int] = set()
         self._kept: set[int] = set()
         self._contract = known_contract(settings, config)
+        size = self._contract.size if self._contract and job.coins else None
+        if job.coins and size is None:
+            raise ExportError(
+                f"{self._symbol}: how many coins a contract is, is not known: give its contract in config.py, or leave"
+                " --coins away"
+            )
+        is_tardis = job.format == "tardis"
+        self._tardis = Tardis(job.type, self._symbol, job.exchange, size) if is_tardis else None
+        self._out = out
+        self._closes: dict[int, float] = {}
         self._klines = Klines(settings, Rest(settings), self._symbol) if job.fill else None
 
     def export(self, start: date | None, end: date | None) -> None:
         """Do it, or what is left of it if this was called before and failed."""
         low = _number(start) if start else 0
         high = _number(end) if end else _number(date.max)
-        counted = {day: rows for day, rows in self._count().items() if low <= day < high}
+        counted = self._count(low, high)
+        if self._job.is_flat and counted:
+            self._closes = self._last_prices()
+            counted = {day: counted.get(day, 0) for day in range(min(counted), max(counted) + 1)}
         if self._job.fill:
             first = low if start else min(counted, default=high)
             last = min(high - 1 if end else max(counted, default=high), int(time.time() * 1000) // _DAY_MS)
             counted = {day: counted.get(day, 0) for day in range(first, last + 1)}
         if not counted:
-            _say(f"{self._symbol}: no {self._job.source} in the time asked for")
+            say(f"{self._symbol}: no {self._job.source} in the time asked for")
             return
         with _locked(self._aside, self._directory):
             done = self._written | self._kept
@@ -244,20 +314,65 @@ class _Exporter:
         self._result.kept += len(self._kept)
         self._result.already_there += len(counted.keys() - self._written - self._kept)
 
-    def _count(self) -> dict[int, int]:
-        """Return the number of rows of each day that has any; note the table's creation token."""
-        query = (
-            f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
-            f" FROM {self._settings.clickhouse_database}.{self._table}"
-            f" WHERE mt = '{decode.TYPES[self._job.source]}' GROUP BY day ORDER BY day"
-        )
+    def _count(self, low: int, high: int) -> dict[int, int]:
+        """Return the number of rows of each day, from `low` on and before `high`, that has any.
+
+        Notes where the rows are, and the table's creation token.
+        """
+        database, condition = self._settings.clickhouse_database, self._condition(low, high)
         with progress(f"Counting {self._job.source} of {self._symbol}"), _connected(self._settings) as client:
-            counted = dict(client.execute(query))
-            self._token = next(iter(tables_of(client, self._settings.clickhouse_database, self._table).values()), "")
-        return counted
+            source = find_source(client, database, self._table, self._history)
+            self._source = source if source.history else None
+            self._job = replace(self._job, has_origin=source.history is not None and self._job.type in decode.TYPES)
+            comment = next(iter(tables_of(client, database, self._table).values()), "")
+            self._token, _ = parse_comment(comment)
+            with source.explained():
+                counted = source.client.execute(
+                    f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, count()"
+                    f" FROM {source.table} WHERE {condition} GROUP BY day ORDER BY day"
+                )
+        return dict(counted)
+
+    def _condition(self, low: int, high: int) -> str:
+        """Return as SQL that a message is of a day from `low` on and before `high`."""
+        times = f"ts >= {moment(low * _DAY_MS)} AND ts < {moment(high * _DAY_MS)}"
+        return f"mt = '{decode.TYPES[self._job.source]}' AND {times}"
+
+    def _last_prices(self) -> dict[int, float]:
+        """Return the price of each day's last deal."""
+        with _connected(self._settings) as client:
+            source = self._place(client)
+            query = (
+                f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, argMax(m, (ts, {source.place}))"
+                f" FROM {source.table} WHERE mt = '{DEAL}' AND match(m, '^[0-9.]+[|][0-9.]+[|][12]$') GROUP BY day"
+            )
+            with source.explained():
+                rows = source.client.execute(query, settings=source.settings)
+        found = decode.decode(DEAL, [day * _DAY_MS for day, _ in rows], [text for _, text in rows]).table
+        days = (moment // _DAY_MS for moment in found["ts"].cast(pa.int64()).to_pylist())
+        return dict(zip(days, found["price"].to_pylist(), strict=True))
+
+    def _span(self, day: int) -> ohlcv.Span:
+        """Return what part of a day is to have candles: from the first deal of all to the last."""
+        before = [other for other in self._closes if other < day]
+        start = day * _DAY_MS if before else None
+        end = (day + 1) * _DAY_MS if any(other > day for other in self._closes) else None
+        return ohlcv.Span(start, end, self._closes[max(before)] if before else None)
+
+    def _style(self, day: int) -> str:
+        """Return what else a day's file depends on than its rows: see `Job.style`."""
+        return f"{self._job.style} {self._span(day)}" if self._job.is_flat else self._job.style
 
     def _is_to_be_done(self, day: int, rows: int) -> bool:
         paths = self._paths(day)
+        if self._job.format == "csv":
+            others = [path for path in paths.file.parent.glob("part-0.csv*") if path != paths.file]
+            if others:
+                compress = {ending: name for name, ending in COMPRESSIONS.items()}.get(others[0].suffix, "none")
+                raise ExportError(
+                    f"{others[0]} is there, and a tree with both would have its rows twice: give --compress {compress},"
+                    " or another --out"
+                )
         record = _Record.of(paths)
         if record is None:
             return True
@@ -273,11 +388,17 @@ class _Exporter:
             _warn(f"{paths.file} is kept: {why}")
             self._kept.add(day)
             return False
-        made_so = (record.exact, record.columns) == (self._job.exact, self._job.schema.names)
+        made_so = (record.exact, record.columns, record.style) == (
+            self._job.exact,
+            self._job.schema.names,
+            self._style(day),
+        )
         return record.source_rows < rows or not made_so or not record.is_filled
 
     def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
-        """Read the table once and write as many of the days `todo` as there is room for, at least one; return those."""
+        """Read once, and write as many of the days `todo` as there is room for, at least one; return those."""
+        if self._source:  # where a day costs what is in it
+            todo = {min(todo): todo[min(todo)]}
         low, high = min(todo), max(todo) + 1
         total = sum(rows for day, rows in counted.items() if low <= day < high)
         label = f"Exporting {self._job.name} of {self._symbol}"
@@ -300,19 +421,21 @@ class _Exporter:
 
     def _batches(self, client: Client, low: int, high: int) -> Iterator[decode.Batch]:
         source = self._job.source
-        return decode.read(
-            client,
-            self._settings.clickhouse_database,
-            self._table,
+        return decode.stream(
+            self._place(client),
             decode.TYPES[source],
-            start=_midnight(low),
-            end=_midnight(high),
+            self._condition(low, high),
             exact=self._job.exact,
+            contract_size=self._contract.size if self._contract else None,
             batch_rows=_BATCH_ROWS.get(source, _OTHER_BATCH_ROWS),
+            with_origin=self._job.has_origin or (self._source is not None and self._tardis is not None),
         )
 
+    def _place(self, client: Client) -> Source:
+        return self._source or Source(client, f"{self._settings.clickhouse_database}.{self._table}")
+
     def _begin(self, day: int) -> _DayFile:
-        return _DayFile(self._paths(day), self._job, self._token)
+        return _DayFile(self._paths(day), self._job, self._token, self._style(day), self._tardis)
 
     def _write_without_deals(self, day: int) -> None:
         file = self._begin(day)
@@ -329,7 +452,8 @@ class _Exporter:
             bars, file.is_filled = self._bars(self._klines, day, made)
             more = self._candles(bars)
             filled = len(more)
-            file.write(pa.concat_tables([made, more]).sort_by("start"))
+            candles = pa.concat_tables([made, more]).sort_by("start")
+            file.write(self._laid_out(day, candles) if self._job.is_ohlcv else candles)
             before = _Record.of(self._paths(day))
             if before and before.rows > file.rows:
                 file.abandon()
@@ -339,6 +463,8 @@ class _Exporter:
                 _warn(f"{self._paths(day).file} is kept: {fewer}")
                 self._kept.add(day)
                 return
+        elif self._job.is_ohlcv:
+            file.write(self._laid_out(day, file.derive()))
         record = file.finish()
         self._written.add(day)
         self._result.files += 1
@@ -346,15 +472,20 @@ class _Exporter:
         self._result.bytes += record.bytes
         self._result.undecoded += record.undecoded
         self._result.filled += filled
-        if not sys.stderr.isatty():
+        if not self._quiet:
             of_bars = f", {filled:,} of MEXC's own bars" if filled else ""
-            _say(f"{self._paths(day).file}: {many(record.rows, 'row')}{of_bars}, {human_size(record.bytes)}")
+            say(f"{self._paths(day).file}: {many(record.rows, 'row')}{of_bars}, {human_size(record.bytes)}")
         if record.undecoded:
             examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
             _warn(
                 f"{self._symbol}: {record.undecoded:,} of {record.source_rows:,} {self._job.source} on {_date(day)} do"
                 f" not decode and were left out: {examples}"
             )
+
+    def _laid_out(self, day: int, candles: pa.Table) -> pa.Table:
+        """Return the candles of a day with the columns, and in the intervals, that other tools expect."""
+        table = ohlcv.ohlcv(candles, coins=self._job.coins)
+        return ohlcv.filled(table, self._job.step_ms, self._span(day)) if self._job.is_flat else table
 
     def _bars(self, klines: Klines, day: int, made: pa.Table) -> tuple[list[Bar], bool]:
         """Return MEXC's bars for the intervals of a day that have no candle, and whether there will be no more.
@@ -402,9 +533,12 @@ class _Exporter:
         return _with_source(made, "exchange")
 
     def _paths(self, day: int) -> _Paths:
-        name = f"date={_date(day)}"
-        ending = FORMATS[self._job.format]
+        # Where there is a column of that name, a reader of the tree could not tell it from the folder's.
+        name = f"{'day' if self._job.is_ohlcv else 'date'}={_date(day)}"
+        ending = self._job.ending
         aside = [self._aside / f"{name}.{ending}{what}" for what in (".json", _NEW_FILE, _NEW_RECORD)]
+        if self._tardis:
+            return _Paths(self._out / self._tardis.file_name(_date(day)), *aside)
         return _Paths(self._directory / name / f"part-0.{ending}", *aside)
 
 
@@ -495,11 +629,13 @@ class _Record:
     """Their names; older versions had others, and did not record them."""
     is_filled: bool = True
     """Whether MEXC's bars are in it, as far as it is to have any, or there are none."""
+    style: str = ""
+    """What else it depends on, see `Job.style`; older versions knew of nothing."""
 
     @classmethod
     def of(cls, paths: _Paths) -> _Record | None:
         """Return a file's record; None where the file is not there, or not as it was recorded. Raises ExportError."""
-        with _using(paths.file), suppress(FileNotFoundError, ValueError, TypeError):
+        with using(paths.file), suppress(FileNotFoundError, ValueError, TypeError):
             record = cls(**json.loads(paths.record.read_bytes()))
             if record.bytes == paths.file.stat().st_size:
                 return record
@@ -509,7 +645,7 @@ class _Record:
 class _DayFile:
     """A file that is being written, under another name until it is whole. Raises ExportError if it cannot be."""
 
-    def __init__(self, paths: _Paths, job: Job, token: str) -> None:
+    def __init__(self, paths: _Paths, job: Job, token: str, style: str, tardis: Tardis | None) -> None:
         self.source_rows = 0
         self.is_filled = True
         self.bad: list[BadRow] = []
@@ -517,19 +653,33 @@ class _DayFile:
         self._undecoded = self._rows = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
-        self._paths, self._job, self._token = paths, job, token
+        self._paths, self._job, self._token, self._style, self._tardis = paths, job, token, style, tardis
         schema = job.schema
-        with _using(paths.file):
+        with using(paths.file):
+            self._spool = Spool(paths.new_file.parent) if tardis else None
             self._descriptor = os.open(paths.new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             file = os.fdopen(self._descriptor, "wb", 1 << 20, closefd=False)
-            self._parts = [*_open_writers(job.format, file, schema), file]
+            self._parts = [*_open_writers(job, file, schema), file]
             self._writer = self._parts[0]
+
+    def _from_spool(self) -> Iterator[pa.Table]:
+        hours = iter(self._spool or ())
+        while True:
+            with using(self._paths.file):
+                hour = next(hours, None)
+            if hour is None:
+                return
+            yield hour
 
     def add(self, rows: pa.Table, bad: Sequence[BadRow]) -> None:
         """Take messages, those that decode and those that do not."""
         self.source_rows += len(rows) + len(bad)
         self._undecoded += len(bad)
         self.bad += bad[: _EXAMPLES - len(self.bad)]
+        if self._spool:
+            with using(self._paths.file):
+                self._spool.add(rows)
+            return
         self._held.append(rows if self._job.needs_whole_days else self._job.derive(rows))
         self._held_bytes += self._held[-1].nbytes
         if self._held_bytes >= _WRITE_BYTES and not self._job.needs_whole_days:
@@ -548,22 +698,25 @@ class _DayFile:
         """Write rows, in place of those that are held."""
         self._rows += len(table)
         self._held, self._held_bytes = [], 0
-        with _using(self._paths.file):
-            self._writer.write(table.combine_chunks())
+        with using(self._paths.file):
+            self._writer.write((_with_times_as_text(table) if self._job.format == "csv" else table).combine_chunks())
 
     def finish(self) -> _Record:
         """Give the file its name once it is on the disk, and return its record."""
-        if self._held:
+        if self._spool and self._tardis:
+            for table in self._tardis.tables(self._from_spool()):
+                self.write(table)
+        elif self._held:
             self.write(self.derive() if self._job.needs_whole_days else pa.concat_tables(self._held))
         paths = self._paths
-        with _using(paths.file):
+        with using(paths.file):
             for part in self._parts:
                 part.close()
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
             exact, columns = self._job.exact, self._job.schema.names
             read, written = (self.source_rows, self._undecoded), self._rows
-            record = _Record(*read, written, size, exact, self._token, columns, self.is_filled)
+            record = _Record(*read, written, size, exact, self._token, columns, self.is_filled, self._style)
             paths.new_record.write_text(json.dumps(asdict(record)))
             paths.file.parent.mkdir(parents=True, exist_ok=True)
             paths.record.unlink(missing_ok=True)  # which must not speak for the new file
@@ -572,6 +725,8 @@ class _DayFile:
             for directory in (paths.file.parent, paths.file.parent.parent, paths.record.parent):
                 sync(directory)
         os.close(self._descriptor)
+        if self._spool:
+            self._spool.close()
         return record
 
     def abandon(self) -> None:
@@ -585,13 +740,17 @@ class _DayFile:
                 part.close()
         with suppress(OSError):
             os.close(self._descriptor)
+        if self._spool:
+            with suppress(OSError):
+                self._spool.close()
         for unfinished in (self._paths.new_file, self._paths.new_record):
             with suppress(OSError):
                 unfinished.unlink()
 
 
-def _open_writers(format: str, file: Any, schema: pa.Schema) -> list[Any]:
+def _open_writers(job: Job, file: Any, schema: pa.Schema) -> list[Any]:
     """Return what writes tables into `file`, then what that writes through, as far as it has to be closed after it."""
+    format = job.format
     if format == "parquet":
         time, *others = schema.names
         encoding = {time: "DELTA_BINARY_PACKED"}  # makes a file of deals a third smaller
@@ -599,12 +758,30 @@ def _open_writers(format: str, file: Any, schema: pa.Schema) -> list[Any]:
         return [pyarrow.parquet.ParquetWriter(file, schema, **options)]
     if format == "arrow":
         return [pa.ipc.new_file(file, schema, options=pa.ipc.IpcWriteOptions(compression="zstd"))]
-    compressed = pa.CompressedOutputStream(file, "zstd")
-    return [pyarrow.csv.CSVWriter(compressed, schema), compressed]
+    if format == "csv":
+        schema = _with_times_as_text(schema.empty_table()).schema
+    through: list[Any] = []
+    if job.ending.endswith(".gz"):
+        through = [gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0)]
+    elif job.compress == "zstd":
+        through = [pa.CompressedOutputStream(file, "zstd")]
+    sink = through[0] if through else file
+    sink.write((",".join(schema.names) + "\n").encode())  # pyarrow would put names in quotes
+    is_any_text = job.type == "dead-letters"
+    options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed" if is_any_text else "none")
+    return [pyarrow.csv.CSVWriter(sink, schema, write_options=options), *through]
+
+
+def _with_times_as_text(table: pa.Table) -> pa.Table:
+    """Return a table with its times as both pandas and spreadsheets take them for times."""
+    for place, column in enumerate(table.schema):
+        if pa.types.is_timestamp(column.type):
+            table = table.set_column(place, column.name, pc.strftime(table[column.name], "%Y-%m-%dT%H:%M:%S"))
+    return table
 
 
 @contextmanager
-def _using(path: Path) -> Iterator[None]:
+def using(path: Path) -> Iterator[None]:
     """Turn what the disk refuses into ExportError; ClickHouse's failures are OSErrors, too."""
     try:
         yield
@@ -616,7 +793,7 @@ def _using(path: Path) -> Iterator[None]:
 def _locked(aside: Path, directory: Path) -> Iterator[None]:
     """Let no other export write into `directory`; the lock, in `aside`, goes with the process."""
     with ExitStack() as stack:
-        with _using(directory):
+        with using(directory):
             aside.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context((aside / "lock").open("w"))
             try:
@@ -677,10 +854,6 @@ def _date(day: int) -> date:
     return _EPOCH + timedelta(day)
 
 
-def _midnight(day: int) -> datetime:
-    return datetime.combine(_date(day), datetime.min.time(), UTC)
-
-
 def _describe(row: BadRow) -> str:
     text = row.m if len(row.m) <= 60 else f"{row.m[:60]}..."
     return f"{datetime.fromtimestamp(row.ts_ms / 1000, UTC).isoformat(' ', 'milliseconds')} {text!r} ({row.reason})"
@@ -695,7 +868,7 @@ def _connected(settings: Settings) -> Iterator[Client]:
         client.disconnect()
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Print a line at once. Raises ExportError: nobody reads on, or what is written to is full."""
     try:
         print(line, flush=True)

@@ -27,7 +27,9 @@ from clickhouse_driver import Client
 from config import SymbolConfig
 from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TICKER, TYPE_NAMES, parse_frame
 from pipeline.progress import progress
+from pipeline.store.client import permitted
 from pipeline.store.compact import is_being_compacted, read_table
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.times import to_ms
 
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
@@ -193,6 +195,7 @@ def examine(
     start: datetime | None = None,
     end: datetime | None = None,
     show_progress: bool = False,
+    history: History | None = None,
 ) -> list[SymbolQuality]:
     """Read all rows from `start` on and before `end`, or all there are, and return what they say of each symbol.
 
@@ -206,32 +209,33 @@ def examine(
     was cut; then books and tickers are late, too. A shorter cut in which no deal was made, or none could be
     filled in, leaves no trace. What is filled in for two cuts within 10 seconds counts as one.
 
-    With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are.
-    Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    With `show_progress` a terminal sees how far it is. A table that is being compacted is read where its rows are; of a
+    `history`, only the rows of the time asked for are read. Raises pipeline.store.source.HistoryError, and one of
+    pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)
     names = [config["table_name"] for config in configs]
     query = "SELECT sum(total_rows) FROM system.tables WHERE database = %(database)s AND name IN %(names)s"
     ((rows,),) = client.execute(query, {"database": database, "names": names})
-    with progress("Examining rows", rows) if show_progress else nullcontext(lambda count: None) as advance:
-        return [_examine_symbol(client, database, config, bounds, advance) for config in configs]
+    total = None if history else rows  # of a history it is not known how many there are in that time
+    with progress("Examining rows", total) if show_progress else nullcontext(lambda count: None) as advance:
+        return [_examine_symbol(client, database, config, bounds, advance, history) for config in configs]
 
 
-def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) -> list[Newest]:
-    """Return the newest row of each symbol. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+def find_newest(
+    client: Client, database: str, configs: Sequence[SymbolConfig], history: History | None = None
+) -> list[Newest]:
+    """Return the newest row of each symbol; where a table was turned over and has none, that of its `history`.
 
     Dead letters do not count: an exchange that sends nothing else brings no data. Nor do rows dated later than
-    tomorrow: one of them would hide for good that no more come.
+    tomorrow: one of them would hide for good that no more come. Raises as `examine` does.
     """
+    settings = permitted(client, {"max_threads": 1})  # each would copy the list of blocks
+    is_sound = "ts < now() + INTERVAL 1 DAY"
 
     def read(source: str) -> dict[str, int]:
-        return dict(
-            client.execute(
-                f"SELECT mt, toUnixTimestamp64Milli(max(ts)) FROM {source}"
-                " WHERE mt != 'dl' AND ts < now() + INTERVAL 1 DAY GROUP BY mt"
-                " SETTINGS max_threads = 1"  # each would copy the list of blocks
-            )
-        )
+        newest = f"SELECT mt, toUnixTimestamp64Milli(max(ts)) FROM {source} WHERE mt != 'dl' AND {is_sound} GROUP BY mt"
+        return dict(client.execute(newest, settings=settings))
 
     found = []
     for config in configs:
@@ -239,9 +243,17 @@ def find_newest(client: Client, database: str, configs: Sequence[SymbolConfig]) 
         being_compacted = is_being_compacted(client, database, name)  # first, for it may end meanwhile
         answer = read_table(client, database, name, read)
         times = answer or {}
+        source = history.source_of(client, database, name) if history and len(times) < len(CHANNELS) else None
+        if source:
+            with source.explained():
+                for mt in CHANNELS.keys() - times:
+                    rows = f"FROM {source.table} WHERE mt = '{mt}' AND {is_sound} ORDER BY ts DESC LIMIT 1"
+                    for (ts,) in source.client.execute(f"SELECT toUnixTimestamp64Milli(ts) {rows}"):
+                        times[mt] = ts
         channels = {channel: times.get(mt) for mt, channel in CHANNELS.items()}
         newest = max(times.values(), default=None)
-        found.append(Newest(config["symbol"], name, answer is not None, newest, channels, being_compacted))
+        is_there = answer is not None or source is not None
+        found.append(Newest(config["symbol"], name, is_there, newest, channels, being_compacted))
     return found
 
 
@@ -287,22 +299,27 @@ _QUERY = f"""
             ))
         ),
         if(mt = 'dl', m, '')
-    FROM {{source}} WHERE {{condition}}
+    FROM {{source}} {{clauses}}
 """
 
 
 def _examine_symbol(
-    client: Client, database: str, config: SymbolConfig, bounds: _Bounds, advance: Callable[[float], None]
+    client: Client,
+    database: str,
+    config: SymbolConfig,
+    bounds: _Bounds,
+    advance: Callable[[float], None],
+    history: History | None,
 ) -> SymbolQuality:
-    def read(source: str) -> tuple[Scan, int]:
+    def read(source: Source) -> tuple[Scan, int]:
         asked_ms = to_ms(datetime.now(UTC))  # what comes while rows are read is not among them
         scan = Scan(config["symbol"], asked_ms)
-        for rows in _stream(client, source, bounds, advance):
+        for rows in _stream(source, bounds, advance):
             packed, texts = zip(*rows, strict=True)
             scan.add(np.frombuffer(b"".join(packed), _ROW), texts)
         return scan, asked_ms
 
-    answer = read_table(client, database, config["table_name"], read)
+    answer = read_rows(client, database, config["table_name"], read, history)
     quality = SymbolQuality(config["symbol"], config["table_name"])
     if answer is None:
         quality.problem = "there is no such table, run ch_setup.py"
@@ -312,27 +329,26 @@ def _examine_symbol(
     return quality
 
 
-def _stream(
-    client: Client, source: str, bounds: _Bounds, advance: Callable[[float], None]
-) -> Iterator[list[tuple[bytes, bytes]]]:
+def _stream(source: Source, bounds: _Bounds, advance: Callable[[float], None]) -> Iterator[list[tuple[bytes, bytes]]]:
     """Yield the rows in the order they are stored in, some at a time: packed as _ROW, and a dead letter's text."""
     start, end = bounds
-    conditions = [f"toUnixTimestamp64Milli(ts) >= {start}"] * (start is not None)
-    conditions += [f"toUnixTimestamp64Milli(ts) < {end}"] * (end is not None)
-    query = _QUERY.format(source=source, condition=" AND ".join(conditions) or "1")
-    settings = {
-        "max_threads": 1,  # with more, rows would come in any order
+    conditions = [] if start is None else [f"ts >= {moment(start)}"]
+    conditions += [] if end is None else [f"ts < {moment(end)}"]
+    better = {
         "max_execution_time": 0,
         "short_circuit_function_evaluation": "disable",  # which takes apart what is used twice, here a book's prices
-        "strings_as_bytes": True,
     }
-    received = done = 0
-    for rows in client.execute_iter(query, settings=settings, chunk_size=_BATCH_ROWS):
-        yield rows
-        received += len(rows)
-        # Of a table that is read for a part of its rows, the server tells how many it has read; not every server does.
-        before, done = done, max(received, client.last_query.progress.rows)
-        advance(done - before)
+    settings = permitted(source.client, better) | source.settings | {"strings_as_bytes": True}
+    for clauses in source.in_order(" AND ".join(conditions) or "1"):
+        received = done = 0
+        query = _QUERY.format(source=source.table, clauses=clauses)
+        for rows in source.client.execute_iter(query, settings=settings, chunk_size=_BATCH_ROWS):
+            yield rows
+            received += len(rows)
+            # Of a table that is read for a part of its rows, the server tells how many it has read; not every server
+            # does.
+            before, done = done, max(received, source.client.last_query.progress.rows)
+            advance(done - before)
 
 
 # What rows say

@@ -19,7 +19,8 @@ from clickhouse_driver import Client
 
 from pipeline.read.audit import SymbolAudit
 from pipeline.read.quality import LEVELS, ChannelQuality, SymbolQuality
-from pipeline.store.compact import read_table
+from pipeline.store.client import permitted
+from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.store.storage import TableStorage
 from pipeline.times import to_ms
 
@@ -47,35 +48,48 @@ class PricePoint:
 
 
 def read_prices(
-    client: Client, database: str, table: str, start: datetime, end: datetime, points: int = 2000
+    client: Client,
+    database: str,
+    table: str,
+    start: datetime,
+    end: datetime,
+    points: int = 2000,
+    history: History | None = None,
 ) -> list[PricePoint]:
     """Return the prices from `start` until before `end` (aware) by the first levels of the depth rows, oldest first.
 
     They are averaged by ClickHouse over equally long times of a second or more, `points` at most; times without an
-    order book that has both sides are left out. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    order book that has both sides are left out. Of a `history`, only the rows of that time are read. Raises
+    pipeline.store.source.HistoryError, and one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     start_ms, end_ms = to_ms(start), to_ms(end)
     step_ms = max(1, -(-(end_ms - start_ms) // ((points - 1) * 1000))) * 1000
-    # StripeLog has no index: all rows are read, by one thread, since each takes memory for the whole list of blocks.
-    query = """
+    query = f"""
         WITH
-            toUnixTimestamp64Milli(ts) AS ts_ms,
-            {levels} AS book,
+            {LEVELS} AS book,
             position(book, '|') AS middle,
             toFloat64OrNull(substring(book, 2, position(book, ',') - 2)) AS bid,
             toFloat64OrNull(substring(book, middle + 2, position(book, ',', middle) - middle - 2)) AS ask,
             (bid + ask) / 2 AS mid,
             ask - bid AS spread
-        SELECT intDiv(ts_ms, %(step)s) AS bucket, avg(mid), min(mid), max(mid), avg(spread), max(spread)
-        FROM {source}
-        WHERE mt = 'dp' AND ts_ms >= %(start)s AND ts_ms < %(end)s AND middle > 0 AND mid < 1e15
+        SELECT
+            intDiv(toUnixTimestamp64Milli(ts), {step_ms}) AS bucket,
+            avg(mid), min(mid), max(mid), avg(spread), max(spread)
+        FROM {{source}}
+        WHERE mt = 'dp' AND ts >= {moment(start_ms)} AND ts < {moment(end_ms)} AND middle > 0 AND mid < 1e15
         GROUP BY bucket ORDER BY bucket
-        SETTINGS max_threads = 1, max_execution_time = 0
     """
-    arguments = {"start": start_ms, "end": end_ms, "step": step_ms}
-    rows = read_table(
-        client, database, table, lambda source: client.execute(query.format(source=source, levels=LEVELS), arguments)
-    )
+
+    def read(source: Source) -> list[tuple[Any, ...]]:
+        better: dict[str, Any] = {"max_execution_time": 0}
+        if not source.history:  # there is no index: all rows are read, and each thread copies the list of blocks
+            better["max_threads"] = 1
+        found: list[tuple[Any, ...]] = source.client.execute(
+            query.replace("{source}", source.table), settings=permitted(source.client, better)
+        )
+        return found
+
+    rows = read_rows(client, database, table, read, history)
     return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
 
 

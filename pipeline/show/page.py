@@ -15,7 +15,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from pipeline.show.audit_report import most_first, percent
 from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
 from pipeline.status import stale_after
 from pipeline.store.storage import Storage, TableStorage, advice
+from pipeline.store.tiers import Tiers
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -66,14 +67,19 @@ def render(
     made_at: datetime,
     settings: Settings,
     audits: Sequence[SymbolAudit] = (),
+    tiers: Sequence[Tiers] = (),
 ) -> str:
     """Return the page.
 
     `prices` is by table, and may lack some; `made_at` is an aware time: that of the ages, when it was all
-    asked for; `audits` are those that were made, if any.
+    asked for; `audits` are those that were made, if any; `tiers` are there with HISTORY=1.
     """
     made_ms = to_ms(made_at)
     tables = {table.name: table for table in storage.tables}
+    for each in tiers:
+        if each.history and not each.trouble:  # what is read, and so shown
+            records, size = each.history.records, each.history.total_bytes
+            tables[each.table] = replace(tables[each.table], records=records, data_bin=None, total_bytes=size)
     audit_of = {audit.table: audit for audit in audits}
     shown = [tables.get(symbol.table, TableStorage(symbol.table)) for symbol in quality]
     limits = [_COMPACTING if table.being_compacted else stale_after(settings) for table in shown]
@@ -115,7 +121,7 @@ def render(
         subject=_whole_times(_subject(quality, whole, made_ms)),
         cards=_join(cards),
         symbols=_join(sections),
-        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, settings.compact_blocks),
+        storage=_storage(storage, {symbol.table: symbol.symbol for symbol in quality}, settings.compact_blocks, tiers),
         made_at=_time(made_ms),
         uplot_licence=_asset("uPlot.LICENSE"),
         data=_Html(json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")),
@@ -527,7 +533,7 @@ def _differences(audit: SymbolAudit) -> _Html:
     return _fill("differences.html", caption=caption, rows=_join(map(row, listed)))
 
 
-def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> _Html:
+def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int, tiers: Sequence[Tiers]) -> _Html:
     """Return what the tables take, one column each, and what to do about it."""
     tables = storage.tables
     lines: list[tuple[str, Callable[[TableStorage], str]]] = [("Rows", lambda table: f"{table.records:,}")]
@@ -553,6 +559,7 @@ def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int) -> 
         for name, value in lines
     ]
     notes = [f"{line}." for table in tables if (line := advice(table, compact_blocks))]
+    notes += [f"{line}." for each in tiers for line in each.as_text()]
     if storage.volume is not None:
         notes.append(f"All of ClickHouse takes {_size(storage.volume)}.")
     return _fill("storage.html", head=_join(head), body=_join(body), notes=_join(_tag("p", note) for note in notes))

@@ -33,7 +33,9 @@ from pipeline.read.quality import find_newest
 from pipeline.status import check, stale_after, status_path
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured, is_missing_table
 from pipeline.store.compact import tables_of
+from pipeline.store.source import HistoryError, open_history
 from pipeline.store.storage import Storage, TableStorage, survey
+from pipeline.store.tiers import Tiers, survey_tiers
 
 _TYPES = {TICKER: "tickers", DEAL: "deals", DEPTH: "depth", DEADLETTER: "dead"}
 _SHARE = 20  # counting takes one part in so many of the time
@@ -114,6 +116,8 @@ class _Count:
     storage: Storage
     newest: dict[str, int | None]
     """The time of the newest row, ms since the epoch, by table; None where there is none."""
+    tiers: Sequence[Tiers]
+    """With HISTORY=1, those of each table."""
 
     def table(self, name: str) -> TableStorage | None:
         """Return what was counted of a table, if there was one."""
@@ -200,10 +204,17 @@ class _Archive:
         at = self.counting_since = time.time()
         self.count_trouble = ""
         try:
-            with connect(self._settings, timeout=_COUNT_TIMEOUT) as client:
-                storage = survey(client, self._database, self._configs)
-                newest = {each.table: each.ts_ms for each in find_newest(client, self._database, self._configs)}
-            self.counts = self.counts[1], _Count(at, time.monotonic() - began, storage, newest)
+            place = self._database, self._configs
+            with (
+                connect(self._settings, timeout=_COUNT_TIMEOUT) as client,
+                open_history(self._settings, timeout=_COUNT_TIMEOUT) as history,
+            ):
+                storage = survey(client, *place)
+                newest = {each.table: each.ts_ms for each in find_newest(client, *place, history)}
+                tiers = survey_tiers(client, *place, history) if history else []
+            self.counts = self.counts[1], _Count(at, time.monotonic() - began, storage, newest, tiers)
+        except HistoryError as error:
+            self.count_trouble = str(error)
         except CLICKHOUSE_ERRORS as error:
             if not is_missing_table(error):  # it is being compacted since a moment ago, and `look` will see that
                 self.count_trouble = explain(error, self._settings)
@@ -228,6 +239,7 @@ def _view(archive: _Archive, settings: Settings) -> RenderableType:
         _rows(archive, settings, now),
         "",
         _storage(archive, statuses),
+        *_tiers(archive),
         *(line for line, works in lines if works),
         _counted(archive, now),
     )
@@ -286,6 +298,13 @@ def _storage(archive: _Archive, statuses: dict[str, Path]) -> Table:
         grid.add_row(table.name, *_storage_cells(lines[-1]))
     grid.add_row("all", *_storage_cells([_sum(column) for column in zip(*lines, strict=True)]))
     return grid
+
+
+def _tiers(archive: _Archive) -> Iterator[Text]:
+    """Yield lines on the histories."""
+    last = archive.counts[1]
+    for each in last.tiers if last else ():
+        yield from map(Text, each.as_text())
 
 
 def _storage_cells(figures: Sequence[float | None]) -> Iterator[str]:

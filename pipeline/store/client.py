@@ -66,6 +66,7 @@ system.tables, which neither touches. Servers pass over those that they do not k
 _MISSING = (ErrorCodes.UNKNOWN_TABLE, ErrorCodes.UNKNOWN_DATABASE)
 _REFUSED = (192, 193, 194, 516)  # unknown user, wrong password, password required, authentication failed
 _NO_SETTINGS = (164, 452)  # readonly, setting constraint violation
+_ACCESS_DENIED = 497
 _TLS_HINT = "; where it is within TLS, as on port 9440, {}_SECURE=1"
 
 logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
@@ -93,6 +94,17 @@ def connect(
         settings=query_settings,
         **options,
     )
+
+
+def permitted(client: Client, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return those of query settings that the user may change: with ``readonly = 1`` in his profile, none.
+
+    This is for settings that a query is only better with. One that it needs is sent as it is: a server that refuses to
+    change it names it, and takes it where the profile has that value.
+    """
+    query = "SELECT name FROM system.settings WHERE readonly != 0 AND name IN %(names)s"
+    fixed = {name for (name,) in client.execute(query, {"names": list(settings)})}
+    return {name: value for name, value in settings.items() if name not in fixed}
 
 
 def is_missing_table(error: BaseException) -> bool:
@@ -124,11 +136,17 @@ def explain(error: BaseException, settings: Settings, prefix: str = "CLICKHOUSE"
             advice = ""
         text = re.sub(r"\s*(Stack trace:.*)?$", "", error.message, count=1, flags=re.DOTALL)
         text = " ".join(text.removeprefix("DB::Exception: ").split())
+        refusal = f"{server} does not let user {settings.clickhouse_user} do that"
         if error.code in _NO_SETTINGS:
-            return (
-                f"{server} does not let user {settings.clickhouse_user} do that: {text.rstrip('.')};"
-                f" allow it in the user's profile, or set {prefix}_USER to another"
-            )
+            if "'max_threads'" in text:  # what is read has to be in order
+                advice = "rows come in the order they are stored in with max_threads = 1 only: have that in the user's"
+                return f"{refusal}: {text.rstrip('.')}; {advice} profile, or read from a history (HISTORY=1)"
+            allow = f"allow it in the user's profile, or set {prefix}_USER to another"
+            return f"{refusal}: {text.rstrip('.')}; {allow}"
+        if error.code == _ACCESS_DENIED and (
+            missing := re.search(r"necessary to have (?:the )?grant (.+?)\.? \(", text)
+        ):
+            return f"{refusal}: GRANT {missing[1]} TO {settings.clickhouse_user}"
         return f"{server} reports error {error.code}: {text}{advice and ': '}{advice}"
     if isinstance(error, UnexpectedPacketFromServerError):
         port = f"check {prefix}_PORT (9000, unless it was changed)"

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple, TypeVar
 from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
-from config import Settings
+from config import Settings, all_symbols, more_symbols
 from pipeline.store.client import ALL_ROWS, connect, is_missing_table
 from pipeline.store.schema import ENGINE
 
@@ -47,6 +47,7 @@ BLOCK_ROWS = 65_536
 _FIRST_BLOCK_ROWS = 500  # of one-row blocks, each takes some 16 KB of the server's memory until it is joined to others
 _MANY_BLOCKS = 500_000  # beyond that, copy in halves
 _INDEX_BYTES = 340  # of memory for each block, to read all columns
+_OF_ALL_TABLES = 300_000  # small blocks, which take 135 MB of memory
 _SPARE_DISK = 100_000_000  # bytes that are to stay free
 _ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
 _FENCE_TIMEOUT = 60.0  # seconds
@@ -106,6 +107,16 @@ def resume(settings: Settings, name: str) -> Iterator[Progress]:
     """
     with closing(Compactor(settings, name)) as compactor:
         yield from compactor.resume()
+
+
+def blocks_allowed(settings: Settings) -> int:
+    """Return how many small blocks a table may have until it is to be compacted; 0 is any number.
+
+    That is COMPACT_BLOCKS, or with SYMBOLS, where there are many tables, a table's share of what all of them may have.
+    """
+    if not more_symbols(settings):
+        return settings.compact_blocks
+    return min(settings.compact_blocks, _OF_ALL_TABLES // len(all_symbols(settings)))
 
 
 def tables_of(client: Client, database: str, name: str) -> dict[str, str]:
@@ -542,9 +553,9 @@ class Compactor:
             time.sleep(_POLL)
 
     def _wait_for_idleness(self) -> None:
-        """Return once nobody seems to work on the table. Raises BeingCompacted where somebody does."""
+        """Return once nobody seems to work on the table, or it is back. Raises BeingCompacted where somebody does."""
         alive_until = time.monotonic() + _ALIVE
-        while time.monotonic() < alive_until:
+        while time.monotonic() < alive_until and self._full_name not in self._tables():
             if self._running(self._query_ids):
                 raise self._taken()
             time.sleep(_POLL)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from config import ConfigError, Settings, all_symbols, load_settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
-from pipeline.store.compact import BeingCompacted, CompactionError, Progress, count_small_blocks, resume
+from pipeline.store.compact import BeingCompacted, CompactionError, Progress, blocks_allowed, count_small_blocks, resume
 from pipeline.store.turnover import tidy
 
 _ROUND = 60.0  # seconds from one look at the tables to the next
@@ -33,7 +33,7 @@ class Upkeep:
         self._full_name = f"{settings.clickhouse_database}.{name}"
         self._rows, self._small = (
             0,
-            settings.compact_blocks + 1,
+            blocks_allowed(settings) + 1,
         )  # when they were last counted; so they will be, at first
         self._not_before = 0.0  # on the monotonic clock
 
@@ -55,7 +55,7 @@ class Upkeep:
 
     def _is_due(self, now: float) -> bool:
         """Whether to compact. To count blocks, all rows are read: only where as many have come as it takes."""
-        limit = self._settings.compact_blocks
+        limit = blocks_allowed(self._settings)
         if not limit or now < self._not_before:
             return False
         query = "SELECT total_rows FROM system.tables WHERE database = %(database)s AND name = %(name)s"

@@ -13,6 +13,7 @@ import pytest
 
 from config import PROJECT
 from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, end_of, joined, must_have_read, places
+from tests.chaos.faults import WITH_HISTORY
 from tests.chaos.power import PowerLoss
 from tests.chaos.rounds import FAULTS, Chaos, plan
 from tests.proxy import open_proxy
@@ -31,6 +32,15 @@ open("unsynced", "w").close(); os.unlink("other")
 def test_each_fault_once() -> None:
     chaos = Chaos(seed=20, say=print)
     chaos.run(len(FAULTS))
+    for name, tally in chaos.tallies.items():
+        assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
+        assert tally.rows > 0, name
+
+
+@pytest.mark.timeout(300)
+def test_each_fault_once_with_a_history() -> None:
+    chaos = Chaos(seed=7, say=print, history=True)
+    chaos.run(len(WITH_HISTORY))
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name

@@ -189,6 +189,19 @@ def test_an_empty_value_counts_as_not_set(name: str, empty: str, tmp_path: Path)
     assert settings({}, write(tmp_path / ".env", f"{name}\n")) == DEFAULTS
 
 
+def test_another_file_may_stand_in_for_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEXC_PIPELINE_ENV", str(write(tmp_path / "mine.env", "CLICKHOUSE_USER=me\n")))
+    assert load_settings({}).clickhouse_user == "me"
+    assert load_settings({"CLICKHOUSE_USER": "other"}).clickhouse_user == "other"
+    assert origin("CLICKHOUSE_USER", {}) == "from mine.env"
+
+
+def test_another_file_that_is_not_there_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEXC_PIPELINE_ENV", "/nowhere/mine.env")
+    with pytest.raises(ConfigError, match=r"^MEXC_PIPELINE_ENV=/nowhere/mine\.env is not there: give .*$"):
+        load_settings({})
+
+
 def test_an_empty_variable_does_not_hide_what_dotenv_says(tmp_path: Path) -> None:
     dotenv = write(tmp_path / ".env", "CLICKHOUSE_PASSWORD=secret\n")
     assert settings({"CLICKHOUSE_PASSWORD": ""}, dotenv)["CLICKHOUSE_PASSWORD"] == "secret"

@@ -20,7 +20,7 @@ from pipeline.read.export import FORMATS, TYPES
 
 DOCS = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("monitoring/*.md")])
 PACKAGES = "pipeline", "local", "bench", "tests"
-FOLDERS = *PACKAGES, "docs", "docker", "monitoring"
+FOLDERS = *PACKAGES, "src", "docs", "docker", "monitoring"
 SOURCES = sorted([*PROJECT.glob("*.py"), *(path for folder in FOLDERS for path in (PROJECT / folder).rglob("*.py"))])
 COMMANDS = (PROJECT / "docs/COMMANDS.md").read_text()
 SETTINGS = (PROJECT / "docs/SETTINGS.md").read_text()
@@ -41,7 +41,7 @@ def test_the_docs_have_each_setting_with_its_default(field: "dataclasses.Field[o
     assert default in line
 
 
-@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py"])
+@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py", "replay.py"])
 def test_the_docs_have_each_option_and_no_other(script: str) -> None:
     usage = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
     section = COMMANDS.split(f"\n## {script}\n")[1].split("\n## ")[0]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import PROJECT
-from pipeline.messages import Message, Row, parse_answer, parse_deals, parse_frame
+from pipeline.messages import Message, Row, format_frame, parse_answer, parse_deals, parse_frame
 
 FRAMES = (PROJECT / "tests/data" / "mexc-frames.jsonl").read_text().splitlines()
 CASES = [json.loads(line) for line in (PROJECT / "tests/data/frames.jsonl").read_text().splitlines()]
@@ -530,3 +530,26 @@ def check_rows(message: Message) -> None:
         assert row.mt in ("t", "d", "dp", "dl")
         row.m.encode()  # or it could not be stored
         assert row.mt != "dl" or len(row.m) <= 500
+
+
+# And back
+
+
+@pytest.mark.parametrize("raw", FRAMES)
+def test_a_row_of_a_real_frame_makes_a_frame_of_the_same_row(raw: str) -> None:
+    symbol = json.loads(raw).get("symbol", "BTC_USDT")
+    for row in parse_frame(raw, symbol, NOW).rows:
+        frame = format_frame(row, symbol)
+        assert (frame is None) == (row.mt == "dl")
+        for stored in (row, row._replace(id=0, event_ms=0)):  # with what a history knows, and without
+            frame = format_frame(stored, symbol)
+            assert not frame or [each[:3] for each in parse_frame(frame, symbol, NOW).rows] == [row[:3]]
+        assert not frame or json.loads(frame)["ts"] == row.ts_ms
+
+
+@pytest.mark.parametrize(
+    ("mt", "m"),
+    [("d", "1|2|3"), ("d", "01|2|1"), ("d", "1|2"), ("dp", "[1]|"), ("dp", "[1,2]"), ("t", "|1|1|1|1"), ("x", "1|2|1")],
+)
+def test_a_row_that_no_frame_of_mexc_gives_makes_none(mt: str, m: str) -> None:
+    assert format_frame(Row(TS, mt, m), "BTC_USDT") is None

@@ -30,6 +30,7 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead-letters"}
 # What Prometheus itself knows: the state of a target, its name, and that of its job.
 OF_PROMETHEUS = {"up", "job", "instance"}
+OF_A_FLEET = {"mexc_collector_up"}
 
 # btcdat.py, which tells at its end what it has imported.
 TELLING = """
@@ -296,7 +297,7 @@ def expressions() -> dict[str, str]:
 
 
 def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> None:
-    names = set(served.samples) | OF_PROMETHEUS
+    names = set(served.samples) | OF_PROMETHEUS | OF_A_FLEET
     labels = {label for samples in served.samples.values() for found, _ in samples for label in found} | OF_PROMETHEUS
     values = {value for samples in served.samples.values() for found, _ in samples for value in found.values()}
     used = expressions()
@@ -307,7 +308,7 @@ def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> Non
         assert {name for group in re.findall(r"by \(([^)]*)\)", text) for name in group.split(", ")} <= labels, where
         for label, value in re.findall(r'[{,](\w+)=~?"([^"]*)"', text):
             assert label in labels, where
-            assert value in values | {"$symbol", "mexc"}, where
+            assert value in values | {"$symbol", "mexc", "mexc-more"}, where
 
 
 def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
@@ -317,7 +318,7 @@ def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
     for name in expected:
         assert any(name in target["expr"] for panel in PANELS for target in panel["targets"]), name
         assert f"`{name}`" in explained
-    assert set(re.findall(r"`(mexc_\w+)`", explained)) == expected
+    assert set(re.findall(r"`(mexc_\w+)`", explained)) == expected | OF_A_FLEET
 
 
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
@@ -339,7 +340,7 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
 def test_prometheus_asks_every_collector_of_docker_compose() -> None:
     scraped = (MONITORING / "prometheus" / "prometheus.yml").read_text()
     port = re.findall(r"^#METRICS_PORT=(\d+)$", (PROJECT / ".env.example").read_text(), re.MULTILINE)
-    services = [f"{config['table_name']}-client:{port[0]}" for config in ALL_CONFIGS]
+    services = [f"{name}-client:{port[0]}" for name in (*(config["table_name"] for config in ALL_CONFIGS), "more")]
     assert re.findall(r"^ +- (\S+-client:\d+)$", scraped, re.MULTILINE) == services
 
 

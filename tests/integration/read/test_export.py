@@ -27,11 +27,12 @@ from export import main
 from pipeline.human import human_size
 from pipeline.read import decode
 from pipeline.read import export as module
-from pipeline.read.export import FORMATS, TYPES, ExportError, Job, Result, export
+from pipeline.read.export import COMPRESSIONS, FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.store.client import connect
 from tests.disks import small_disks
 from tests.stack import Process, Stack, free_port, open_stack
 
+OURS = [format for format in FORMATS if format != "tardis"]
 DAY = date(2026, 10, 1)
 DAY_MS = 86_400_000
 DEAL = (
@@ -48,7 +49,7 @@ import export
 from pipeline import interrupts
 from pipeline.read import decode, export as module
 
-def read(*args, _read=decode.read, **options):
+def read(*args, _read=decode.stream, **options):
     for number, batch in enumerate(_read(*args, **options)):
         if number == 5:
             print("held", flush=True)
@@ -56,7 +57,7 @@ def read(*args, _read=decode.read, **options):
         yield batch
 
 signal.signal(signal.SIGUSR1, lambda *_: None)
-decode.read = read
+decode.stream = read
 module._OTHER_BATCH_ROWS = 1000
 sys.exit(interrupts.run(export.main))
 """
@@ -178,7 +179,8 @@ def by_pandas(stack: Stack, out: Path, format: str) -> Any:
         elif format == "arrow":
             frame = pd.read_feather(path)
         else:
-            frame = pd.read_csv(pa.input_stream(path), parse_dates=["ts"])
+            frame = pd.read_csv(path, parse_dates=["ts"])
+            frame["ts"] = frame["ts"].dt.tz_localize("UTC")  # fails, if pandas did not take it for a time
         assert str(frame["ts"].dt.tz) == "UTC"
         assert set(frame["ts"].dt.date) == {day}
         yield day, len(frame), frame["price"].sum(), frame["contracts"].sum(), (frame["side"] == "buy").sum()
@@ -202,7 +204,7 @@ def by_clickhouse(stack: Stack, out: Path, format: str) -> Any:
 
 
 @pytest.mark.parametrize("reader", [by_pandas, by_duckdb, by_clickhouse])
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OURS)
 def test_every_reader_finds_what_clickhouse_has(stack: Stack, run: Run, out: Path, format: str, reader: Any) -> None:
     fill(stack, 9_000)
     exported = run("--format", format)
@@ -295,6 +297,40 @@ def test_a_day_that_an_older_version_exported_gets_the_columns_of_today(stack: S
     record_file.write_text(json.dumps(record))
     kept = run()
     assert "is kept: it was made of 100 rows, and ClickHouse has 99 now" in kept.errors[0]
+
+
+@pytest.mark.parametrize("compress", COMPRESSIONS)
+def test_csv_is_as_large_as_one_likes(stack: Stack, run: Run, out: Path, compress: str) -> None:
+    fill(stack, 300, days=1)
+    assert run("--format", "csv", "--compress", compress).code == 0
+    (file,) = out.rglob("part-*")
+    assert file.name == f"part-0.csv{COMPRESSIONS[compress]}"
+    frame = pd.read_csv(pa.input_stream(file), parse_dates=["ts"])
+    assert len(frame) == 300
+    assert file.read_bytes()[:2] == {"none": b"ts", "gzip": b"\x1f\x8b", "zstd": b"\x28\xb5"}[compress]
+    assert run("--format", "csv", "--compress", compress).lines[-1].endswith("; 1 day there already")
+
+
+def test_a_tree_of_csv_has_no_row_twice(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 300, days=1)
+    assert run("--format", "csv", "--compress", "zstd").code == 0
+    plain = run("--format", "csv")
+    assert plain.code == 1
+    there = file_of(out, format="csv").with_suffix(".csv.zst")
+    assert plain.errors == [
+        f"{there} is there, and a tree with both would have its rows twice: give --compress zstd, or another --out"
+    ]
+
+
+def test_csv_of_an_older_version_gets_the_times_of_today(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 100, days=1)
+    assert run("--format", "csv", "--compress", "zstd").code == 0
+    record_file = record_of(file_of(out, format="csv").with_suffix(".csv.zst"))
+    record = json.loads(record_file.read_text())
+    del record["style"]  # which is how it was
+    record_file.write_text(json.dumps(record))
+    assert run("--format", "csv", "--compress", "zstd").lines[-1].startswith("1 file written")
+    assert run("--format", "csv", "--compress", "zstd").lines[-1].startswith("0 files written")
 
 
 def test_days_from_one_up_to_another_without_that(stack: Stack, run: Run, out: Path) -> None:
@@ -432,8 +468,8 @@ def export_here(stack: Stack, out: Path, job: Job | None = None) -> Result:
 def after_counting(monkeypatch: pytest.MonkeyPatch, do: Any) -> None:
     count = module._Exporter._count
 
-    def count_then_do(self: Any) -> dict[int, int]:
-        found = count(self)
+    def count_then_do(self: Any, *days: int) -> dict[int, int]:
+        found = count(self, *days)
         do(found)
         return found
 
@@ -487,13 +523,13 @@ def test_days_in_any_order_take_as_many_readings_as_there_is_room_for(
     stack.query("INSERT INTO mexc_data.btc SELECT * FROM mexc_data.shuffled")
     stack.query("DROP TABLE mexc_data.shuffled SYNC")
     readings = []
-    read_once = decode.read
+    read_once = decode.stream
 
     def count_readings(*args: Any, **options: Any) -> Any:
         readings.append(args)
         return read_once(*args, **options)
 
-    monkeypatch.setattr(decode, "read", count_readings)
+    monkeypatch.setattr(decode, "stream", count_readings)
     job = Job(type, "parquet", interval="1h" if type == "candles" else None)
     assert export_here(stack, out, job).files == 10
     assert len(readings) == 4
@@ -510,7 +546,7 @@ def held(stack: Stack, out: Path, *options: object) -> Process:
     return process
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OURS)
 def test_after_a_kill_only_whole_files_have_names_and_the_next_does_the_rest(
     stack: Stack, run: Run, out: Path, format: str
 ) -> None:
@@ -586,7 +622,24 @@ def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--type", "trades"], "argument --type: invalid choice: 'trades'"),
+        (["--type", "prices"], "argument --type: invalid choice: 'prices'"),
+        (["--type", "trades"], "--type trades is not of --format parquet: see --help"),
+        (["--format", "tardis"], "--type deals is not of --format tardis: see --help"),
+        (["--tardis-exchange", "okex"], "--tardis-exchange is for --format tardis only"),
+        (["--format", "tardis", "--type", "trades", "--exact"], "--exact is not for what other tools read"),
+        (
+            ["--format", "tardis", "--type", "trades", "--tardis-exchange", "../okex"],
+            "../okex is no exchange's name: give one of Tardis', such as mexc-futures or binance-futures",
+        ),
+        (["--coins"], "--coins is for --format tardis and --layout only"),
+        (["--compress", "gzip"], "--compress is for --format csv only"),
+        (["--layout", "ohlcv"], "--layout is for candles only"),
+        (["--type", "candles", "--fill"], "--fill is for candles with --layout only"),
+        (
+            ["--type", "candles", "--layout", "ohlcv", "--fill", "--fill-from-exchange"],
+            "--fill and --fill-from-exchange do not go together: ",
+        ),
+        (["--type", "candles", "--layout", "freqtrade", "--format", "csv"], "--format is not for --layout freqtrade"),
         (["--format", "xlsx"], "argument --format: invalid choice: 'xlsx'"),
         (["--from", "tomorrow"], "argument --from: tomorrow is no date: give such as 2026-10-01, yesterday or -7d"),
         (["--from", "2026-10-01T13:30"], "argument --from: 2026-10-01T13:30 is no date: give such as 2026-10-01"),
@@ -710,7 +763,7 @@ def test_a_place_that_cannot_be_written_to(stack: Stack, run: Run, out: Path) ->
     assert exported.errors == [f"{file_of(out).parent.parent} cannot be written: not a directory"]
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", OURS)
 def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
     stack: Stack, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
 ) -> None:

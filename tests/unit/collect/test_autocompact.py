@@ -10,7 +10,7 @@ import pytest
 from config import Settings
 from pipeline.collect import autocompact as module
 from pipeline.collect.autocompact import AutoCompaction
-from pipeline.store.compact import CompactionError, Progress
+from pipeline.store.compact import CompactionError, Progress, blocks_allowed
 
 
 class Clock:
@@ -136,3 +136,11 @@ def test_it_is_not_put_off_for_ever_where_the_journals_cannot_be_written(clock: 
     (tmp_path / "journal" / "compaction.lock").mkdir()
     insert(automatic([]), 8)
     assert len(clock.compactions) == 1
+
+
+def test_many_tables_share_what_small_blocks_there_may_be() -> None:
+    fifty = Settings(symbols=",".join(f"A{number}_USDT" for number in range(47)))
+    assert blocks_allowed(fifty) == 6_000
+    assert blocks_allowed(Settings(symbols="XRP_USDT")) == 50_000
+    assert blocks_allowed(Settings(compact_blocks=500_000)) == 500_000, "as set, where there are those of config.py"
+    assert blocks_allowed(Settings(symbols=fifty.symbols, compact_blocks=0)) == 0

@@ -14,9 +14,9 @@ import pytest
 
 from config import PROJECT, Settings
 from pipeline.collect.health import Heartbeat
-from pipeline.collect.journal import Journal
+from pipeline.collect.journal import HISTORY, Journal
 from pipeline.messages import Row
-from pipeline.status import Status, check
+from pipeline.status import Status, check, status_path
 
 NOW = 1_788_335_242.0
 GOOD = Status(written=NOW - 1, frame_age=0.2, market_age=0.3, stuck_for=0.0, waiting=0, journal_full=False)
@@ -197,3 +197,19 @@ def test_the_command_says_one_line_per_collector(tmp_path: Path) -> None:
     assert run(tmp_path, "btc")[0] == 0
     assert run(tmp_path, "sol")[0] == 1
     assert run(tmp_path, STALE_TIMEOUT="soon")[0] == 2
+
+
+def test_a_history_that_takes_no_rows_is_told_from_a_table_that_takes_none(tmp_path: Path) -> None:
+    settings = Settings(journal_dir=str(tmp_path), stale_timeout=0.0, history_interval=0.0)
+    journal = Journal(tmp_path / "btc.db", 1 << 30)
+    live = journal.position("btc")
+    heart = Heartbeat(settings, "btc", live, journal.position("btc_history", HISTORY, beside=live))
+    journal.append([(1, "d", "1|1|1", 0, 0)])
+    live.advance(1)
+    heart.frame(is_market_data=True)
+    time.sleep(0.01)
+    heart.beat(journal_full=False)
+    works, line = check(status_path(settings, "btc"), replace(settings, stale_timeout=0.005), time.time())
+    assert not works
+    assert line == "the history has taken no rows for 0 s; 1 rows wait, safe in the journal"
+    journal.close()

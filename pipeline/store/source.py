@@ -1,0 +1,151 @@
+"""Where the rows of a symbol are read: in its history, where there is one that has them all, else in its table.
+
+In: a client of the server that has the table, and a History. Out: what a caller makes of a Source. Promise: the same
+rows come from either, in the order they were stored in. A table has that order by itself, read by one thread; a history
+has it in `n`, and is read slice by slice, so that the server never sorts more than some ten thousand rows. Its rows are
+those that it had when the first slice was asked for.
+
+A history may be some seconds behind its table (HISTORY_INTERVAL), and have three columns more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from clickhouse_driver import Client
+
+from config import Settings
+from pipeline.store.client import CLICKHOUSE_ERRORS
+from pipeline.store.compact import read_table, tables_of
+from pipeline.store.history import beginnings, connect_history, explain_history, history_of, is_there
+from pipeline.store.schema import parse_comment
+
+_T = TypeVar("_T")
+
+_SLICE = 65_536  # rows that are sorted at a time
+_STEP = 65_536  # of n, which rises by one from row to row while a collector runs: no more rows have an n in it
+
+
+class HistoryError(Exception):
+    """A history cannot be read; the text is one line that says why."""
+
+
+class History:
+    """A connection to the server that has the histories, for one thread."""
+
+    def __init__(self, settings: Settings, *, timeout: float = 120) -> None:
+        self.client = connect_history(settings, timeout=timeout)
+        self._settings = settings
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what the server answers into a HistoryError, for it need not be the one that has the tables."""
+        try:
+            yield
+        except CLICKHOUSE_ERRORS as error:
+            raise HistoryError(explain_history(error, self._settings)) from None
+
+    def source_of(self, client: Client, database: str, name: str) -> Source | None:
+        """Return the history of the table `name`; None where there is none, or the table has rows that it lacks.
+
+        `client` is of the server that has the table. Raises HistoryError, also where neither has all rows.
+        """
+        history = f"{database}.{history_of(name)}"
+        with self.explained():
+            if not is_there(self.client, database, name):
+                return None
+        for comment in tables_of(client, database, name).values():
+            token, before = parse_comment(comment)
+            with self.explained():
+                begun = beginnings(self.client, database, name, token)
+            if not begun or not all(each.is_whole for each in begun):
+                if before and begun:
+                    lacks = f"Table {history} lacks rows that {database}.{name} has"
+                    raise HistoryError(f"{lacks}, which was turned over before: run ch_setup.py --history")
+                return None
+        return Source(self.client, history, self)
+
+
+@contextmanager
+def open_history(settings: Settings, *, timeout: float = 120) -> Iterator[History | None]:
+    """Give a History, where the settings have one; `timeout` (seconds) is how long a single answer may take."""
+    history = History(settings, timeout=timeout) if settings.history else None
+    try:
+        yield history
+    finally:
+        if history:
+            history.client.disconnect()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table that has the rows of a symbol."""
+
+    client: Client
+    table: str
+    """Its full name, as it stands in SQL."""
+    history: History | None = None
+    """Where it is one, what it was reached by."""
+
+    def explained(self) -> AbstractContextManager[None]:
+        """Turn what the server of a history answers into a HistoryError; errors of the other one stay what they are."""
+        return self.history.explained() if self.history else nullcontext()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What queries need for rows to come in order."""
+        return {} if self.history else {"max_threads": 1}
+
+    @property
+    def place(self) -> str:
+        """SQL: a number that rises from row to row."""
+        return "n" if self.history else "rowNumberInAllBlocks()"
+
+    def in_order(self, condition: str) -> Iterator[str]:
+        """Yield what is to follow ``FROM`` and the table, for queries that give the rows of `condition` in order.
+
+        The rows of each query come after those of the one before it. Raises one of pipeline.store.client's
+        CLICKHOUSE_ERRORS.
+        """
+        if not self.history:
+            yield f"WHERE {condition}"
+            return
+        found = self.client.execute(
+            "SELECT min(n), max(n), toUnixTimestamp64Milli(min(ts)), toUnixTimestamp64Milli(max(ts)), count()"
+            f" FROM {self.table} WHERE {condition} GROUP BY intDiv(n, {_STEP}) ORDER BY min(n)"
+        )
+        while found:
+            first, last, oldest, newest, rows = found.pop(0)
+            while found and rows + found[0][4] <= _SLICE:
+                _, last, low, high, more = found.pop(0)
+                oldest, newest, rows = min(oldest, low), max(newest, high), rows + more
+            times = f"ts >= {moment(oldest)} AND ts <= {moment(newest)}"
+            yield f"WHERE {condition} AND {times} AND n >= {first} AND n <= {last} ORDER BY n"
+
+
+def find_source(client: Client, database: str, name: str, history: History | None = None) -> Source:
+    """Return where the rows of the table `name` are; that it is there is not asked. Raises as `read_rows` does."""
+    found = history.source_of(client, database, name) if history else None
+    return found or Source(client, f"{database}.{name}")
+
+
+def read_rows(
+    client: Client, database: str, name: str, read: Callable[[Source], _T], history: History | None = None
+) -> _T | None:
+    """Return what `read` makes of where the rows of the table `name` are; None if there is no such table.
+
+    While the table is being compacted, its rows are in another one. Raises HistoryError, and one of
+    pipeline.store.client.CLICKHOUSE_ERRORS.
+    """
+    if history and (source := history.source_of(client, database, name)):
+        with history.explained():
+            return read(source)
+    return read_table(client, database, name, lambda table: read(Source(client, table)))
+
+
+def moment(ts_ms: int) -> str:
+    """Return milliseconds since the epoch as a time of SQL, by which a history finds rows without reading all."""
+    return f"fromUnixTimestamp64Milli(toInt64({ts_ms}))"

@@ -1,0 +1,45 @@
+"""The steps of docs/TOOLS.md, word for word, one after the other."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config import PROJECT
+from pipeline.times import parse_time, to_ms
+from tests.days import market_rows, store
+from tests.stack import Stack
+
+pytestmark = [pytest.mark.tools, pytest.mark.timeout(400)]
+
+STEPS = re.findall(r"```bash\n(.*?)```", (PROJECT / "docs/TOOLS.md").read_text(), re.DOTALL)
+OF_THE_PROJECT = ("export.py", "config.py", "pipeline", "venv-tools")
+
+
+def test_each_step_works_as_it_stands(running: Stack, tmp_path: Path) -> None:
+    start = to_ms(parse_time("2026-10-01"))
+    rows = list(market_rows("BTC_USDT", [(start, start + 180_000)]))
+    store(running, rows)
+    folder = tmp_path / "project"
+    folder.mkdir()
+    for name in OF_THE_PROJECT:
+        (folder / name).symlink_to(PROJECT / name)
+    env = running.env | {"PATH": f"{PROJECT / 'venv/bin'}:{os.environ['PATH']}"}
+    printed = ""
+    for step in STEPS:
+        command = ["bash", "-euo", "pipefail", "-c", step]
+        ran = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert ran.returncode == 0, step + ran.stdout + ran.stderr
+        printed += ran.stdout
+    assert len(STEPS) == 8
+    deals = sum(row.mt == "d" for row in rows)
+    backtest, catalog = (int(count) for count in re.findall(r"^trades: (\d+)$", printed, re.MULTILINE))
+    assert backtest > 0
+    assert catalog == deals
+    assert "84" in printed.split("volume")[1]  # freqtrade's candles
+    assert re.search(r"^return: -?[0-9.e-]+$", printed, re.MULTILINE)
+    assert list((folder / "backtest/csv").rglob("part-0.csv"))
