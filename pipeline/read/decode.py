@@ -35,7 +35,7 @@ from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
 from pipeline.store.compact import tables_of
-from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
+from pipeline.store.source import HistoryError, Source, find_source, moment, open_history
 from pipeline.times import from_ms, iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
@@ -281,8 +281,7 @@ def load(
     condition = condition_of(mt, start, end)
     contract = known_contract(settings, _find_symbol(symbol, settings))
     size = contract.size if contract else None
-    with _reading(settings, table) as (client, history):
-        source = find_source(client, database, table, history)
+    with _open_source(settings, table) as source:
         batches = list(stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=_BATCH_ROWS))
     if bad := [row for batch in batches for row in batch.bad]:
         warnings.warn(f"{len(bad)} {name} of {database}.{table} do not decode: {_some_of(bad)}", stacklevel=2)
@@ -300,12 +299,9 @@ def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
     settings = load_settings()
     table = _find_symbol(symbol, settings)["table_name"]
     day = f"intDiv(toUnixTimestamp64Milli(ts), {_DAY // timedelta(milliseconds=1)})"
-    of_type = f"WHERE mt = '{_type(name)}'"
-    with _reading(settings, table) as (client, history):
-        source = find_source(client, settings.clickhouse_database, table, history)
-        with source.explained():
-            query = f"SELECT DISTINCT {day} AS day FROM {source.table} {of_type} ORDER BY day DESC LIMIT 2"
-            found = source.client.execute(query)
+    select, of_type = f"SELECT DISTINCT {day} AS day FROM", f"WHERE mt = '{_type(name)}' ORDER BY day DESC LIMIT 2"
+    with _open_source(settings, table) as source, source.explained():
+        found = source.client.execute(f"{select} {source.table} {of_type}")
     if not found:
         raise LoadError(f"There are no {name} of {symbol} yet: see `verif.py`, and whether its collector runs")
     start = from_ms(0) + found[-1][0] * _DAY
@@ -545,12 +541,12 @@ def _type(name: str) -> str:
 
 
 @contextmanager
-def _reading(settings: Settings, table: str) -> Iterator[tuple[Client, History | None]]:
-    """Give what a table is read by; raise LoadError where that fails."""
+def _open_source(settings: Settings, table: str) -> Iterator[Source]:
+    """Give where the rows of a table are. Raises LoadError where they cannot be read."""
     database = settings.clickhouse_database
     with connect(settings) as client, open_history(settings) as history:
         try:
-            yield client, history
+            yield find_source(client, database, table, history)
         except HistoryError as error:
             raise LoadError(str(error)) from None
         except CLICKHOUSE_ERRORS as error:

@@ -43,6 +43,7 @@ from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
 _LAG = 10.0  # seconds, that one of two connections may be behind the other
+_NAMED = 3  # symbols in the headline; where more need a look, it has their number
 _LISTED_GAPS = 8
 _LISTED_MINUTES = 8
 _LISTED_KINDS = 8
@@ -256,7 +257,8 @@ def _verdict(quality: Sequence[SymbolQuality], looks: Sequence[list[_Said]]) -> 
     if not named:
         return "All is well", "well"
     need = "needs" if len(named) == 1 else "need"
-    return f"{_and(named)} {need} a look", "bad" if any("bad" in level for level in levels.values()) else "look"
+    who = _and(named) if len(named) <= _NAMED else f"{len(named)} of {many(len(quality), 'symbol')}"
+    return f"{who} {need} a look", "bad" if any("bad" in level for level in levels.values()) else "look"
 
 
 def _newest(symbol: SymbolQuality) -> int | None:
@@ -443,7 +445,7 @@ def _prices(symbol: SymbolQuality, prices: dict[str, Any] | None) -> _Html:
     widest = f"average {spread:,.{digits}f}, widest {_most(prices['widest']):,.{digits}f}"
     return _join(
         (
-            _figure(symbol, "price", "Price, USDT", price, labelled=False),
+            _figure(symbol, "price", "Mid price, USDT", price, labelled=False),
             _figure(symbol, "spread", "Spread, USDT", widest),
         )
     )

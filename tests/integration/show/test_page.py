@@ -133,12 +133,21 @@ def month() -> list[SymbolQuality]:
 # What is in it
 
 
+def test_the_price_is_said_to_be_the_mid() -> None:
+    text = page(symbol(DAY))
+    assert "Mid price, USDT" in text
+    assert "<h3>Mid price and spread</h3>" in text
+
+
 def test_the_title_says_whether_all_is_well() -> None:
     assert title_of(page(symbol(DAY), symbol(DAY, name="eth"))) == "All is well · MEXC archive"
     with_gap = symbol(DAY, gap("depth", START + HOUR, 11_000), name="eth")
     assert title_of(page(symbol(DAY), with_gap)) == "ETH_USDT needs a look · MEXC archive"
     missing = SymbolQuality("SOL_USDT", "sol", problem="there is no such table, run ch_setup.py")
     assert title_of(page(symbol(DAY), with_gap, missing)) == "ETH_USDT and SOL_USDT need a look · MEXC archive"
+    many = [symbol(HOUR, gap("depth", START + HOUR // 2, 11_000), name=f"c{number}") for number in range(19)]
+    fine = [symbol(HOUR, name=f"d{number}") for number in range(5)]
+    assert title_of(page(*many, *fine)) == "19 of 24 symbols need a look · MEXC archive"
     assert title_of(page(missing)) == "Nothing is stored yet · MEXC archive"
 
 

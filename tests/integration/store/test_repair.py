@@ -669,6 +669,26 @@ def test_it_says_what_to_install(stack: Stack) -> None:
     assert command(stack, stack.directory, PYTHONPATH=str(stack.directory)) == (2, "", line)
 
 
+def test_what_deployment_md_has_docker_do_first_repairs(lab: Lab, tmp_path: Path) -> None:
+    torn = lab.copy_table(lab.mixed, tmp_path)
+    remove(SIZES)(torn)
+    text = (PROJECT / "DEPLOYMENT.md").read_text()
+    (options,) = re.findall(r"^ExecStartPre=-\S+/venv/bin/python \S+/ch_setup\.py (.+)$", text, re.MULTILINE)
+    volume = "/var/lib/docker/volumes/mexc-pipeline_clickhouse_data/_data"
+    arguments = [str(tmp_path) if each == volume else each for each in options.split()]
+    assert str(tmp_path) in arguments
+    done = subprocess.run(
+        [sys.executable, PROJECT / "ch_setup.py", *arguments],
+        cwd="/",
+        env=lab.stack.env,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert (torn / SIZES).exists()
+
+
 def test_it_asks_before_it_changes_anything(lab: Lab, tmp_path: Path) -> None:
     torn = lab.copy_table(lab.mixed, tmp_path)
     remove(SIZES)(torn)
