@@ -171,6 +171,7 @@ class Settings:
     journal_max_mb: int = 1024  # beyond that, the oldest rows stay and new ones are lost
     ping_interval: float = 15.0  # seconds; MEXC closes a connection after 60 s without a ping
     stats_interval: float = 15.0  # seconds between two statistics blocks
+    log_time: int = 0  # 1: each line of a collector begins with its time, unless it goes to a terminal
     stale_timeout: float = 60.0  # seconds without market data, after which to connect anew
     max_error_count: int = 100  # consecutive errors of one kind, after which to exit with code 1
     flush_interval: float = 0.0  # seconds that rows may wait to share an INSERT; 0 sends each at once
@@ -279,6 +280,7 @@ _LIMITS = {
     "clickhouse_port": (1, 65535),
     "clickhouse_secure": (0, 1),
     "journal_max_mb": (1, 1e9),
+    "log_time": (0, 1),
     "max_error_count": (1, 1e9),
     "flush_interval": (0, 3600),
     "max_batch_rows": (1, 1e6),

@@ -1,11 +1,17 @@
 """The whole pipeline on one machine in one command, without Docker: docker-compose's counterpart.
 
 Starts the embedded ClickHouse, runs ch_setup.py, then runs every collector as a process of its own, and collect.py
-where there are SYMBOLS, with the parts' names before what they print. Parts that fail are started again, as
-docker-compose does. Ctrl-C stops all, in order: the collectors first, so that what they have taken in is stored.
+where there are SYMBOLS, with the parts' names before what they print, and each block of statistics as one line. Parts
+that fail are started again, as docker-compose does. Ctrl-C stops all, in order: the collectors first, so that what they
+have taken in is stored. The end is verif.py's report, how it went, the last prices, and how to go on.
 """
 
 from __future__ import annotations
+
+from pipeline import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_at_once()
 
 import argparse
 import os
@@ -23,12 +29,16 @@ from urllib.parse import urlsplit
 
 from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings, more_symbols
 from local.market import CONTRACTS
+from local.summary import closing, summed_up
 
 _ADDRESS = re.compile(r"\b(listening|REST) on ([^\s,]+)")  # in what a server of ours prints once it can be used
 _STARTUP_TIMEOUT = 60.0  # seconds
 _STOP_TIMEOUT = 20.0  # seconds; a collector drains for ten
 _RESTART_DELAY = 1.0  # seconds
 _EXIT_CONFIG = 2  # a part that ends with this would do so again
+_NEXT = """To use what was stored: source venv/bin/activate && python3 -m local.clickhouse --data {}
+and then, in another terminal: source venv/bin/activate && python3 verif.py --html report.html
+"""
 
 
 def say(line: str) -> None:
@@ -90,8 +100,8 @@ class Part:
 
     def _print(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            say(self._prefix + line)
+        for line in summed_up(line.removesuffix("\n") for line in process.stdout):
+            say(f"{self._prefix}{line}\n")
             if found := _ADDRESS.search(line):
                 self._addresses[found[1]] = found[2]
                 if found[1] == "listening":  # the last of its addresses
@@ -173,6 +183,7 @@ def run(
         subprocess.run([sys.executable, "verif.py"], cwd=PROJECT, env=environ, check=False)
         if simulate and stopped // 60 - started // 60 >= 2:  # there is a whole minute
             subprocess.run([sys.executable, *audit, "--to", _utc(stopped)], cwd=PROJECT, env=environ, check=False)
+        say(f"\n{closing(load_settings(environ), started)}\n{_NEXT.format((data / 'clickhouse').relative_to(PROJECT))}")
         return exit_code
     finally:
         for part in [*collectors, *reversed(servers)]:

@@ -133,7 +133,10 @@ class Engine:
     """The embedded engine on its data directory; a process can have one. Raises StartError."""
 
     def __init__(self, data: Path) -> None:
-        import chdb  # here, for it takes half a second and starts an engine of its own
+        try:
+            import chdb  # here, for it takes half a second and starts an engine of its own
+        except ModuleNotFoundError:
+            raise StartError("The ClickHouse engine, the package chdb, is not here: make demo gets it") from None
 
         chdb._chdb.set_signal_handlers_enabled(0)  # they are ours
         self._data = data

@@ -8,6 +8,7 @@ or refuses, the WebSocket's host is asked.
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
@@ -136,6 +137,8 @@ def _reason(error: Exception) -> str:
         error = error.reason
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, socket.gaierror):
+        return "no internet, or no DNS"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
     if isinstance(error, OSError) and error.strerror:

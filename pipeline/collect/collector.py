@@ -60,14 +60,17 @@ def collect(config: SymbolConfig, fleet: Membership | None = None) -> int:
     """
     lines = Lines()
     try:
-        return _collect(config, lines.say, fleet)
+        return _collect(config, lines, fleet)
     finally:
         lines.flush(_LAST_LINES)
 
 
-def _collect(config: SymbolConfig, say: Callable[[str], None], fleet: Membership | None) -> int:
+def _collect(config: SymbolConfig, lines: Lines, fleet: Membership | None) -> int:
+    say = lines.say
     try:
         settings = fleet.settings if fleet else load_settings()
+        if settings.log_time and fleet is None:  # the fleet's own process adds them for all
+            lines.add_times()
         check_identifier("table_name", config["table_name"])
         path = PROJECT / settings.journal_dir / f"{config['table_name']}.db"
         journal = Journal(path, settings.journal_max_mb * 1024 * 1024, say)

@@ -192,6 +192,8 @@ def _reason(error: Exception) -> str:
         return f"the exchange answered HTTP {error.status_code}"
     if isinstance(error, TimeoutError | websocket.WebSocketTimeoutException):
         return "no answer in time"
+    if isinstance(error, websocket.WebSocketAddressException):
+        return "no internet, or no DNS"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {error.reason or error}"
     if isinstance(error, websocket.WebSocketConnectionClosedException):

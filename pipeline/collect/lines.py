@@ -2,7 +2,8 @@
 
 In: lines, from any thread. Out: the same on stdout, in order, by a thread of its own. Promise: `say` returns at once,
 whether anybody reads, and whatever becomes of the terminal, the pipe or the disk behind it. What is not taken is
-dropped and counted, and the count is said once lines are taken again.
+dropped and counted, and the count is said once lines are taken again. With LOG_TIME=1, each line begins with its time
+unless it goes to a terminal.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import select
 import sys
 import threading
 import time
+
+from pipeline.times import iso
 
 _LIMIT = 1_000  # lines that may wait: some minutes of them
 
@@ -27,12 +30,17 @@ class Lines:
         self._lines: queue.Queue[str] = queue.Queue(_LIMIT)
         self._lock = threading.Lock()
         self._dropped = 0
+        self._timed = False
         threading.Thread(target=self._print, name="lines", daemon=True).start()
+
+    def add_times(self) -> None:
+        """Begin each line with the time at which it is said, in UTC, from now on; on a terminal, go on as before."""
+        self._timed = not os.isatty(self._descriptor)
 
     def say(self, line: str) -> None:
         """Have a line, or several in one text, printed."""
         try:
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(self._with_time(line))
         except queue.Full:
             self._drop()
 
@@ -49,7 +57,7 @@ class Lines:
                 dropped, self._dropped = self._dropped, 0
             try:
                 if dropped:
-                    self._write(f"({dropped:,} lines were dropped here: nobody took them)")
+                    self._write(self._with_time(f"({dropped:,} lines were dropped here: nobody took them)"))
                     dropped = 0
                 self._write(line)
             except OSError:  # a full disk, a reader that is gone
@@ -64,6 +72,12 @@ class Lines:
                 left = left[os.write(self._descriptor, left) :]
             except BlockingIOError:  # somebody has made it so
                 select.select([], [self._descriptor], [], 1)
+
+    def _with_time(self, text: str) -> str:
+        if not self._timed:
+            return text
+        now = iso(time.time_ns() // 1_000_000)
+        return "\n".join(f"{now} {line}" for line in text.split("\n"))
 
     def _drop(self) -> None:
         with self._lock:

@@ -46,6 +46,8 @@ class Source:
 def speak(sources: Sequence[Source], own: int, settings: Settings, listener: int | None) -> None:
     """Do all of it until every pipe is at its end; `own` is that of the fleet's own lines, `listener` listens."""
     lines = Lines()
+    if settings.log_time:
+        lines.add_times()
     if listener is not None:
         _serve_figures(sources, listener)
     threading.Thread(target=_check_contracts, args=(sources, settings, lines), daemon=True).start()

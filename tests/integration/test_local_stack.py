@@ -72,6 +72,19 @@ def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(
     assert [name for name, _ in counts] == ["btc", "eth", "sol"]
     assert all(int(count) > 0 for _, count in counts)
     assert f"Total records appended: {sum(int(count) for _, count in counts)}" in report
+    verdict, prices, *use = process.lines[-4:]
+    assert verdict == f"All is well. Stored in this run: {sum(int(count) for _, count in counts):,} records."
+    assert re.fullmatch(r"Last prices: BTC_USDT [\d.]+, ETH_USDT [\d.]+, SOL_USDT [\d.]+", prices)
+    commands = [re.search(r"python3 (.+)$", line) for line in use]
+    serve, look = (command[1].split() for command in commands if command)
+    server = stack.start(*serve, cwd=project)
+    server.wait_for("listening on")
+    assert stack.run(*look[:-1], project / look[-1]).wait() == 0
+    assert (project / "report.html").exists()
+    lines = [line for line in process.lines if re.match(r"btc +\| .*records", line)]
+    assert lines, "its statistics"
+    assert all(re.search(r" records in \d+ s \([\d.]+ records/sec\): ticker \d+, deal", line) for line in lines)
+    assert "STATISTICS" not in process.output.partition("💾")[0]
     assert "Traceback" not in process.output
     store = project / "local-data" / "simulated" / "clickhouse" / "store"
     of_tables = {store / config["uuid"][:3] / config["uuid"] for config in ALL_CONFIGS}

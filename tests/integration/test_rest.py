@@ -173,6 +173,10 @@ def test_what_mexc_refuses_is_not_asked_elsewhere() -> None:
         assert second.asked == []
 
 
+def test_a_name_without_an_address_is_said_to_be_one() -> None:
+    assert failure(lambda: client("http://nobody.invalid").get(PATH)).endswith(f"{PATH}: no internet, or no DNS")
+
+
 def test_where_both_fail_the_line_has_both() -> None:
     with answering(b"", 403) as first, answering(TOO_MANY) as second:
         with pytest.raises(RestError) as caught:

@@ -98,6 +98,16 @@ def test_each_symbol_is_collected_into_its_table_and_ends_with_the_fleet(
         assert sum(map(int, blocks)) == 60, "the last block is there, too"
 
 
+def test_with_log_time_each_line_has_one_time_before_its_name(stack: Stack, fleet: Callable[..., Process]) -> None:
+    stack.exchange("--rate", 50, "--frames", 5)
+    process = fleet("xrp", LOG_TIME=1)
+    process.wait_for("Total Records Appended: ")
+    assert process.stop() == 0
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z xrp +\| (?!\d{4}-)", line) for line in process.lines), (
+        process.output
+    )
+
+
 def test_one_that_dies_is_started_again_and_the_others_go_on(stack: Stack, fleet: Callable[..., Process]) -> None:
     exchange = stack.exchange("--rate", 50, "--fault", "rest-down")
     process = fleet()

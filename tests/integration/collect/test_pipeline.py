@@ -44,6 +44,14 @@ def test_every_real_frame_is_stored_as_designed(running: Stack) -> None:
     assert collector.stop() == 0
 
 
+def test_with_log_time_each_line_begins_with_its_time(running: Stack) -> None:
+    running.exchange("--rate", 50, "--frames", 5)
+    collector = running.collector(LOG_TIME=1)
+    collector.wait_for("Total Records Appended: ")
+    assert collector.stop() == 0
+    assert all(re.match(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z ", line) for line in collector.lines), collector.output
+
+
 def test_each_frame_that_once_failed_gives_its_rows(running: Stack) -> None:
     """Frames of FAILED, binary ones among them, through a running collector."""
     cases = [json.loads(line) for line in FAILED.read_text().splitlines()]

@@ -77,7 +77,9 @@ def settings_of(stack: Stack) -> Settings:
 
 def tables(stack: Stack) -> list[str]:
     """Return the names of all tables, with an X for what is random in them."""
-    found = stack.query("SELECT name FROM system.tables WHERE database = 'mexc_data' ORDER BY name")
+    found = stack.query(
+        "SELECT name FROM system.tables WHERE database = 'mexc_data' AND engine = 'StripeLog' ORDER BY name"
+    )
     return [re.sub("_[0-9a-f]{8}$", "_X", name) for (name,) in found]
 
 

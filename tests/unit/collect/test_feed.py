@@ -209,6 +209,12 @@ def test_an_http_error_is_named() -> None:
         assert f"{url}: the exchange answered HTTP 403; trying" in str(told.next_of("not connected"))
 
 
+def test_a_name_without_an_address_is_said_to_be_one() -> None:
+    url = "ws://nobody.invalid/edge"
+    with feeding(url) as told:
+        assert f"Cannot connect to {url}: no internet, or no DNS; " in str(told.next_of("not connected"))
+
+
 @pytest.mark.parametrize(("linger", "reason"), [(0, "the connection was closed"), (1, "Connection reset by peer")])
 def test_an_exchange_that_hangs_up_on_the_handshake_is_named(linger: int, reason: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
