@@ -34,6 +34,7 @@ from pipeline.human import human_size, many
 from pipeline.read import tardis
 from pipeline.read.export import COMPRESSIONS, FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.read.freqtrade import export_for_freqtrade
+from pipeline.read.places import Bucket
 from pipeline.store.client import CLICKHOUSE_ERRORS, explain
 from pipeline.times import parse_time, with_times_joined
 
@@ -60,7 +61,9 @@ def main() -> int:
     parser.add_argument(
         "--compress", choices=COMPRESSIONS, help="CSV files; default: none, so that a spreadsheet opens them"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to, it is made if need be")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="a folder, it is made if need be; or s3://bucket/prefix, or gs://"
+    )
     parser.add_argument("--interval", metavar="LENGTH", help="of candles: such as 1s, 5m, 1h, 1d (default: 1m)")
     parser.add_argument(
         "--exact", action="store_true", help="numbers as decimals with the digits of MEXC, not as floats"
@@ -90,15 +93,24 @@ def main() -> int:
         job = _job(options)
     except ValueError as error:
         parser.error(str(error))
-    run = export_for_freqtrade if options.layout == "freqtrade" else export
     result = Result()
     settings = None
+    try:
+        out = _place(options.out)
+    except ValueError as error:
+        parser.error(f"--out {error}")
+    except OSError as error:
+        print(f"{options.out} cannot be used: {error}", file=sys.stderr)
+        return 1
     try:
         settings = load_settings()
         configs = chosen(options.symbols, all_symbols(settings))
         for config in configs:
             check_identifier("table_name", config["table_name"])
-            run(settings, config, job, options.out, result, start=options.start, end=options.end)
+            if options.layout == "freqtrade" and isinstance(out, Path):
+                export_for_freqtrade(settings, config, job, out, result, start=options.start, end=options.end)
+            else:
+                export(settings, config, job, out, result, start=options.start, end=options.end)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
@@ -109,7 +121,7 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 1
-    print(summary(result, options.out))
+    print(summary(result, out))
     return 1 if result.kept else 0
 
 
@@ -135,6 +147,8 @@ def _misfit(options: argparse.Namespace) -> str:
         return "--compress is for --format csv only"
     if options.exact and (is_tardis or options.layout):
         return "--exact is not for what other tools read: they take floats"
+    if options.layout == "freqtrade" and "://" in options.out:
+        return "--layout freqtrade is for a folder: freqtrade reads no object storage"
     if options.layout == "freqtrade" and options.format != "parquet":
         return "--format is not for --layout freqtrade, which has one of its own"
     return ""
@@ -156,6 +170,11 @@ def _job(options: argparse.Namespace) -> Job:
     )
 
 
+def _place(text: str) -> Path | Bucket:
+    """Return where to export to. Raises ValueError for an address that cannot be used, and OSError."""
+    return Bucket(text) if "://" in text else Path(text)
+
+
 def _day(text: str) -> date:
     try:
         moment = parse_time(text)
@@ -175,7 +194,7 @@ def chosen(names: Sequence[str], configs: Sequence[SymbolConfig]) -> list[Symbol
     return [config for config in configs if "all" in names or config in found.values()]
 
 
-def summary(result: Result, out: Path) -> str:
+def summary(result: Result, out: Path | Bucket) -> str:
     """Return the last line: what was written, and what was not."""
     parts = [f"{many(result.files, 'file')} written to {out}, {many(result.rows, 'row')}, {human_size(result.bytes)}"]
     if result.already_there:

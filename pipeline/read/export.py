@@ -6,9 +6,10 @@ or, as Tardis names them, side by side: OUT/mexc-futures_trades_2026-10-01_BTC_U
 
 In: the rows of one message type of one table. Out: a day's file, written once ClickHouse has given as many rows as it
 counted on that day; and in OUT/.export, since readers take all files that they find in a tree, a record of that number,
-by which the next export knows that the day is there. Promise: what is under a file's final name is whole and on the
-disk, whatever is killed and whenever; each row is in its day's file, or reported as one that does not decode; no file
-gives way to one of fewer rows, or of a table that was reset since.
+by which the next export knows that the day is there. OUT is a folder or object storage, see pipeline.read.places.
+Promise: what is under a file's final name is whole and on the disk, whatever is killed and whenever; each row is in its
+day's file, or reported as one that does not decode; no file gives way to one of fewer rows, or of a table that was
+reset since.
 
 Candles may be filled with MEXC's own bars, where there are no deals: those are asked of REST, see pipeline.read.klines.
 
@@ -29,8 +30,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from pathlib import Path
-from typing import Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,13 +41,14 @@ from clickhouse_driver import Client
 
 from config import Settings, SymbolConfig
 from pipeline.contracts import known_contract
-from pipeline.files import silence_stdout, sync
+from pipeline.files import silence_stdout
 from pipeline.human import human_size, many
 from pipeline.messages import DEAL
 from pipeline.progress import progress
 from pipeline.read import decode, ohlcv, tardis
 from pipeline.read.decode import BadRow
 from pipeline.read.klines import MINUTE, Bar, Klines
+from pipeline.read.places import Bucket, Folder, Paths, Place
 from pipeline.read.spool import Spool
 from pipeline.read.tardis import Tardis
 from pipeline.rest import Rest
@@ -206,7 +208,7 @@ def export(
     settings: Settings,
     config: SymbolConfig,
     job: Job,
-    out: Path,
+    out: Path | Bucket,
     result: Result,
     *,
     start: date | None = None,
@@ -221,7 +223,8 @@ def export(
     Raises ExportError and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     with open_history(settings, timeout=_LONG) as history:
-        exporter = _Exporter(settings, config, job, out, result, history, quiet)
+        place = Folder(out) if isinstance(out, Path) else out
+        exporter = _Exporter(settings, config, job, place, result, history, quiet)
         while True:
             try:
                 exporter.export(start, end)
@@ -260,7 +263,7 @@ class _Exporter:
         settings: Settings,
         config: SymbolConfig,
         job: Job,
-        out: Path,
+        place: Place,
         result: Result,
         history: History | None,
         quiet: bool,
@@ -269,8 +272,7 @@ class _Exporter:
         self._quiet = quiet or sys.stderr.isatty()
         self._source: Source | None = None  # the history, if that has all rows
         self._symbol, self._table = config["symbol"], config["table_name"]
-        place = Path(f"type={job.name}", f"symbol={self._symbol}")
-        self._directory, self._aside = out / place, out / ".export" / place
+        self._place, self._directory = place, PurePosixPath(f"type={job.name}", f"symbol={self._symbol}")
         self._token = ""
         self._written: set[int] = set()
         self._kept: set[int] = set()
@@ -283,7 +285,6 @@ class _Exporter:
             )
         is_tardis = job.format == "tardis"
         self._tardis = Tardis(job.type, self._symbol, job.exchange, size) if is_tardis else None
-        self._out = out
         self._closes: dict[int, float] = {}
         self._klines = Klines(settings, Rest(settings), self._symbol) if job.fill else None
 
@@ -302,7 +303,7 @@ class _Exporter:
         if not counted:
             say(f"{self._symbol}: no {self._job.source} in the time asked for")
             return
-        with _locked(self._aside, self._directory):
+        with _locked(self._place.aside / self._directory, self._place.name(self._directory)):
             done = self._written | self._kept
             todo = {day: rows for day, rows in counted.items() if day not in done and self._is_to_be_done(day, rows)}
             for day in [day for day, rows in todo.items() if not rows]:
@@ -341,7 +342,7 @@ class _Exporter:
     def _last_prices(self) -> dict[int, float]:
         """Return the price of each day's last deal."""
         with _connected(self._settings) as client:
-            source = self._place(client)
+            source = self._rows_of(client)
             query = (
                 f"SELECT intDiv(toUnixTimestamp64Milli(ts), {_DAY_MS}) AS day, argMax(m, (ts, {source.place}))"
                 f" FROM {source.table} WHERE mt = '{DEAL}' AND match(m, '^[0-9.]+[|][0-9.]+[|][12]$') GROUP BY day"
@@ -365,15 +366,18 @@ class _Exporter:
 
     def _is_to_be_done(self, day: int, rows: int) -> bool:
         paths = self._paths(day)
+        name = self._place.name(paths.file)
         if self._job.format == "csv":
-            others = [path for path in paths.file.parent.glob("part-0.csv*") if path != paths.file]
-            if others:
-                compress = {ending: name for name, ending in COMPRESSIONS.items()}.get(others[0].suffix, "none")
-                raise ExportError(
-                    f"{others[0]} is there, and a tree with both would have its rows twice: give --compress {compress},"
-                    " or another --out"
-                )
-        record = _Record.of(paths)
+            for compress, ending in COMPRESSIONS.items():
+                other = paths.file.with_name(f"part-0.csv{ending}")
+                with using(name):
+                    is_there = other != paths.file and self._place.size(other) is not None
+                if is_there:
+                    raise ExportError(
+                        f"{self._place.name(other)} is there, and a tree with both would have its rows twice: give"
+                        f" --compress {compress}, or another --out"
+                    )
+        record = _Record.of(self._place, paths)
         if record is None:
             return True
         why = ""
@@ -385,7 +389,7 @@ class _Exporter:
                 " move it away"
             )
         if why:
-            _warn(f"{paths.file} is kept: {why}")
+            _warn(f"{name} is kept: {why}")
             self._kept.add(day)
             return False
         made_so = (record.exact, record.columns, record.style) == (
@@ -422,7 +426,7 @@ class _Exporter:
     def _batches(self, client: Client, low: int, high: int) -> Iterator[decode.Batch]:
         source = self._job.source
         return decode.stream(
-            self._place(client),
+            self._rows_of(client),
             decode.TYPES[source],
             self._condition(low, high),
             exact=self._job.exact,
@@ -431,11 +435,11 @@ class _Exporter:
             with_origin=self._job.has_origin or (self._source is not None and self._tardis is not None),
         )
 
-    def _place(self, client: Client) -> Source:
+    def _rows_of(self, client: Client) -> Source:
         return self._source or Source(client, f"{self._settings.clickhouse_database}.{self._table}")
 
     def _begin(self, day: int) -> _DayFile:
-        return _DayFile(self._paths(day), self._job, self._token, self._style(day), self._tardis)
+        return _DayFile(self._place, self._paths(day), self._job, self._token, self._style(day), self._tardis)
 
     def _write_without_deals(self, day: int) -> None:
         file = self._begin(day)
@@ -454,13 +458,13 @@ class _Exporter:
             filled = len(more)
             candles = pa.concat_tables([made, more]).sort_by("start")
             file.write(self._laid_out(day, candles) if self._job.is_ohlcv else candles)
-            before = _Record.of(self._paths(day))
+            before = _Record.of(self._place, self._paths(day))
             if before and before.rows > file.rows:
                 file.abandon()
                 fewer = (
                     f"it has {before.rows:,} rows, and with the bars that MEXC lists now it would have {file.rows:,}"
                 )
-                _warn(f"{self._paths(day).file} is kept: {fewer}")
+                _warn(f"{self._place.name(self._paths(day).file)} is kept: {fewer}")
                 self._kept.add(day)
                 return
         elif self._job.is_ohlcv:
@@ -474,7 +478,8 @@ class _Exporter:
         self._result.filled += filled
         if not self._quiet:
             of_bars = f", {filled:,} of MEXC's own bars" if filled else ""
-            say(f"{self._paths(day).file}: {many(record.rows, 'row')}{of_bars}, {human_size(record.bytes)}")
+            name = self._place.name(self._paths(day).file)
+            say(f"{name}: {many(record.rows, 'row')}{of_bars}, {human_size(record.bytes)}")
         if record.undecoded:
             examples = "; ".join([_describe(row) for row in file.bad] + ["..."] * (record.undecoded > len(file.bad)))
             _warn(
@@ -532,14 +537,15 @@ class _Exporter:
             made = made.set_column(place, name, pa.nulls(len(made), made.schema.field(name).type))
         return _with_source(made, "exchange")
 
-    def _paths(self, day: int) -> _Paths:
+    def _paths(self, day: int) -> Paths:
         # Where there is a column of that name, a reader of the tree could not tell it from the folder's.
         name = f"{'day' if self._job.is_ohlcv else 'date'}={_date(day)}"
         ending = self._job.ending
-        aside = [self._aside / f"{name}.{ending}{what}" for what in (".json", _NEW_FILE, _NEW_RECORD)]
+        record = ".export" / self._directory / f"{name}.{ending}.json"
+        new = [self._place.aside / self._directory / f"{name}.{ending}{what}" for what in (_NEW_FILE, _NEW_RECORD)]
         if self._tardis:
-            return _Paths(self._out / self._tardis.file_name(_date(day)), *aside)
-        return _Paths(self._directory / name / f"part-0.{ending}", *aside)
+            return Paths(PurePosixPath(self._tardis.file_name(_date(day))), record, *new)
+        return Paths(self._directory / name / f"part-0.{ending}", record, *new)
 
 
 class _Files:
@@ -605,15 +611,6 @@ class _Files:
 # A day's file
 
 
-class _Paths(NamedTuple):
-    """Where a day's file is to be, its record, and where both are until they are whole."""
-
-    file: Path
-    record: Path
-    new_file: Path
-    new_record: Path
-
-
 @dataclass(frozen=True)
 class _Record:
     """What a file was made of, how, and what it has become."""
@@ -633,11 +630,13 @@ class _Record:
     """What else it depends on, see `Job.style`; older versions knew of nothing."""
 
     @classmethod
-    def of(cls, paths: _Paths) -> _Record | None:
+    def of(cls, place: Place, paths: Paths) -> _Record | None:
         """Return a file's record; None where the file is not there, or not as it was recorded. Raises ExportError."""
-        with using(paths.file), suppress(FileNotFoundError, ValueError, TypeError):
-            record = cls(**json.loads(paths.record.read_bytes()))
-            if record.bytes == paths.file.stat().st_size:
+        with using(place.name(paths.file)):
+            text, size = place.read(paths.record), place.size(paths.file)
+        with suppress(ValueError, TypeError):
+            record = cls(**json.loads(text or ""))
+            if record.bytes == size:
                 return record
         return None
 
@@ -645,7 +644,7 @@ class _Record:
 class _DayFile:
     """A file that is being written, under another name until it is whole. Raises ExportError if it cannot be."""
 
-    def __init__(self, paths: _Paths, job: Job, token: str, style: str, tardis: Tardis | None) -> None:
+    def __init__(self, place: Place, paths: Paths, job: Job, token: str, style: str, tardis: Tardis | None) -> None:
         self.source_rows = 0
         self.is_filled = True
         self.bad: list[BadRow] = []
@@ -653,9 +652,10 @@ class _DayFile:
         self._undecoded = self._rows = 0
         self._held: list[pa.Table] = []
         self._held_bytes = 0
-        self._paths, self._job, self._token, self._style, self._tardis = paths, job, token, style, tardis
+        self._place, self._paths, self._name = place, paths, place.name(paths.file)
+        self._job, self._token, self._style, self._tardis = job, token, style, tardis
         schema = job.schema
-        with using(paths.file):
+        with using(self._name):
             self._spool = Spool(paths.new_file.parent) if tardis else None
             self._descriptor = os.open(paths.new_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             file = os.fdopen(self._descriptor, "wb", 1 << 20, closefd=False)
@@ -665,7 +665,7 @@ class _DayFile:
     def _from_spool(self) -> Iterator[pa.Table]:
         hours = iter(self._spool or ())
         while True:
-            with using(self._paths.file):
+            with using(self._name):
                 hour = next(hours, None)
             if hour is None:
                 return
@@ -677,7 +677,7 @@ class _DayFile:
         self._undecoded += len(bad)
         self.bad += bad[: _EXAMPLES - len(self.bad)]
         if self._spool:
-            with using(self._paths.file):
+            with using(self._name):
                 self._spool.add(rows)
             return
         self._held.append(rows if self._job.needs_whole_days else self._job.derive(rows))
@@ -698,7 +698,7 @@ class _DayFile:
         """Write rows, in place of those that are held."""
         self._rows += len(table)
         self._held, self._held_bytes = [], 0
-        with using(self._paths.file):
+        with using(self._name):
             self._writer.write((_with_times_as_text(table) if self._job.format == "csv" else table).combine_chunks())
 
     def finish(self) -> _Record:
@@ -709,7 +709,7 @@ class _DayFile:
         elif self._held:
             self.write(self.derive() if self._job.needs_whole_days else pa.concat_tables(self._held))
         paths = self._paths
-        with using(paths.file):
+        with using(self._name):
             for part in self._parts:
                 part.close()
             os.fsync(self._descriptor)
@@ -718,12 +718,7 @@ class _DayFile:
             read, written = (self.source_rows, self._undecoded), self._rows
             record = _Record(*read, written, size, exact, self._token, columns, self.is_filled, self._style)
             paths.new_record.write_text(json.dumps(asdict(record)))
-            paths.file.parent.mkdir(parents=True, exist_ok=True)
-            paths.record.unlink(missing_ok=True)  # which must not speak for the new file
-            paths.new_file.replace(paths.file)
-            paths.new_record.replace(paths.record)
-            for directory in (paths.file.parent, paths.file.parent.parent, paths.record.parent):
-                sync(directory)
+            self._place.publish(paths)
         os.close(self._descriptor)
         if self._spool:
             self._spool.close()
@@ -781,16 +776,21 @@ def _with_times_as_text(table: pa.Table) -> pa.Table:
 
 
 @contextmanager
-def using(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into ExportError; ClickHouse's failures are OSErrors, too."""
+def using(path: object) -> Iterator[None]:
+    """Turn what the disk, or object storage, refuses into ExportError; ClickHouse's failures are OSErrors, too."""
     try:
         yield
     except OSError as error:
-        raise ExportError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise ExportError(f"{path} cannot be written: {_why(error)}") from None
+
+
+def _why(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
 
 
 @contextmanager
-def _locked(aside: Path, directory: Path) -> Iterator[None]:
+def _locked(aside: Path, directory: str) -> Iterator[None]:
     """Let no other export write into `directory`; the lock, in `aside`, goes with the process."""
     with ExitStack() as stack:
         with using(directory):

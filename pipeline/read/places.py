@@ -1,0 +1,164 @@
+"""Where an export's files go: a folder, or object storage, such as s3://bucket/prefix.
+
+In: files that were written whole, in a folder of this machine. Out: the same under their final names. Promise: there, a
+file is whole or not there, whatever ends when; its record, by which the next export knows it, is removed only when all
+of the new file has arrived, and is put after it.
+
+In object storage, records are where they are in a folder, below ``.export``, and so are files on their way: what has
+arrived there, with as many bytes as were sent, is given its name by the storage itself. What is being written is in
+this machine's folder for temporary files (TMPDIR), as is the lock: it keeps out no export of another machine or user.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from pipeline.files import sync
+
+SCHEMES = ("s3", "gs")
+_SENT_AT_ONCE = 8 << 20  # bytes
+_CHECK = {
+    "ACCESS_DENIED": "check the keys and what they may do: read, list, write and delete",
+    "INVALID_ACCESS_KEY_ID": "check AWS_ACCESS_KEY_ID",
+    "SIGNATURE_DOES_NOT_MATCH": "check AWS_SECRET_ACCESS_KEY",
+    "NO_SUCH_BUCKET": "make the bucket first",
+    "NETWORK_CONNECTION": "try again; for others than AWS, AWS_ENDPOINT_URL is where they are",
+}
+"""What to do about what S3 answers."""
+
+
+class Paths(NamedTuple):
+    """Where a day's file is to be, and its record, from the place's root on; where both are until they are whole."""
+
+    file: PurePosixPath
+    record: PurePosixPath
+    new_file: Path
+    new_record: Path
+
+
+class Folder:
+    """A folder of a disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.aside = root / ".export"
+        """Where files are until they are whole."""
+
+    def __str__(self) -> str:
+        return str(self._root)
+
+    def name(self, path: PurePosixPath) -> str:
+        """Return what a file is called before the user."""
+        return str(self._root / path)
+
+    def size(self, path: PurePosixPath) -> int | None:
+        """Return how many bytes a file has; None where there is none. Raises OSError."""
+        with suppress(FileNotFoundError):
+            return (self._root / path).stat().st_size
+        return None
+
+    def read(self, path: PurePosixPath) -> bytes | None:
+        """Return what is in a file; None where there is none. Raises OSError."""
+        with suppress(FileNotFoundError):
+            return (self._root / path).read_bytes()
+        return None
+
+    def publish(self, paths: Paths) -> None:
+        """Give a file, which is on the disk, and its record their names. Raises OSError."""
+        file, record = self._root / paths.file, self._root / paths.record
+        file.parent.mkdir(parents=True, exist_ok=True)
+        record.unlink(missing_ok=True)  # which must not speak for the new file
+        paths.new_file.replace(file)
+        paths.new_record.replace(record)
+        for directory in (file.parent, file.parent.parent, record.parent):
+            sync(directory)
+
+
+class Bucket:
+    """A bucket of object storage, or what is below a prefix in it. The same as `Folder`."""
+
+    def __init__(self, uri: str) -> None:
+        """Take an address as pyarrow.fs has it. Raises ValueError for one that cannot be used, and OSError."""
+        scheme = urlsplit(uri).scheme
+        if scheme not in SCHEMES:
+            raise ValueError(f"{scheme}:// is no place to export to: give a folder, s3://bucket/prefix or gs://")
+        with _in_one_line():
+            self._storage, root = fs.FileSystem.from_uri(uri)
+        self._root = PurePosixPath(root)
+        if not root:
+            raise ValueError(f"{uri} names no bucket: give such as {scheme}://bucket/prefix")
+        self._name = f"{scheme}://{self._root}"
+        there = Path(tempfile.gettempdir(), f"mexc-export-{os.getuid()}")
+        there.mkdir(mode=0o700, exist_ok=True)
+        if there.stat().st_uid != os.getuid():
+            raise OSError(f"{there} is somebody else's: set TMPDIR to a folder of yours")
+        self.aside = there / hashlib.sha256(self._name.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return self._name
+
+    def name(self, path: PurePosixPath) -> str:
+        return f"{self._name}/{path}"
+
+    def size(self, path: PurePosixPath) -> int | None:
+        with _in_one_line():
+            found: int | None = self._storage.get_file_info(self._at(path)).size
+        return found
+
+    def read(self, path: PurePosixPath) -> bytes | None:
+        if self.size(path) is None:
+            return None
+        with _in_one_line(), self._storage.open_input_stream(self._at(path)) as file:
+            content: bytes = file.read()
+        return content
+
+    def publish(self, paths: Paths) -> None:
+        on_its_way = paths.record.with_name(paths.new_file.name)
+        self._send(paths.new_file, on_its_way)
+        if self.size(paths.record) is not None:
+            with _in_one_line():
+                self._storage.delete_file(self._at(paths.record))
+        with _in_one_line():
+            self._storage.move(self._at(on_its_way), self._at(paths.file))
+        self._send(paths.new_record, paths.record)
+        for sent in (paths.new_file, paths.new_record):
+            sent.unlink()
+
+    def _send(self, file: Path, path: PurePosixPath) -> None:
+        # Not by fs.copy_files, which says nothing of an upload that has failed. A stream that is left by an interrupt
+        # may make a file of its half: hence the name that is not the final one.
+        with (
+            _in_one_line(),
+            file.open("rb") as source,
+            self._storage.open_output_stream(self._at(path), compression=None) as sink,
+        ):
+            shutil.copyfileobj(source, sink, _SENT_AT_ONCE)
+        if (arrived := self.size(path)) != (sent := file.stat().st_size):
+            raise OSError(f"{arrived or 0:,} of {sent:,} bytes have arrived, try again")
+
+    def _at(self, path: PurePosixPath) -> str:
+        return str(self._root / path)
+
+
+Place = Folder | Bucket
+
+
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    """Say in a line what object storage answers, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        text = " ".join(str(error).split())
+        advice: Any = next((advice for what, advice in _CHECK.items() if f"AWS Error {what} " in text), "")
+        raise OSError(f"{text}; {advice}" if advice else text) from None
