@@ -22,10 +22,10 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need nothing but Python
-	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not tools" -n 4 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not stunnel and not tools" -n 4 --dist loadfile $(PYTEST)
 
-test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice; all have to be installed
-	$(BIN)/pytest -m "browser or prometheus or libreoffice" $(PYTEST)
+test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice, TLS by stunnel; all have to be installed
+	$(BIN)/pytest -m "browser or prometheus or libreoffice or stunnel" $(PYTEST)
 
 test-tools: venv/dev.done venv-tools/done ## Exports in hftbacktest, nautilus_trader, freqtrade and vectorbt, in an environment of their own
 	$(BIN)/pytest -m tools $(PYTEST)
