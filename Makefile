@@ -10,7 +10,7 @@ SECONDS ?= 40
 ROUNDS ?= 400
 RATE ?= 200
 
-.PHONY: help demo run test test-debian test-tools test-root lint format lock sbom bench chaos soak clean
+.PHONY: help demo run test test-debian test-tools test-engines test-root lint format lock sbom bench chaos soak clean
 
 help: ## What there is
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 12
@@ -22,13 +22,16 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need nothing but Python
-	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not tools" -n 4 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not stunnel and not tools and not engines" -n 4 --dist loadfile $(PYTEST)
 
-test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice; all have to be installed
-	$(BIN)/pytest -m "browser or prometheus or libreoffice" $(PYTEST)
+test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice, TLS by stunnel; all have to be installed
+	$(BIN)/pytest -m "browser or prometheus or libreoffice or stunnel" $(PYTEST)
 
 test-tools: venv/dev.done venv-tools/done ## Exports in hftbacktest, nautilus_trader, freqtrade and vectorbt, in an environment of their own
 	$(BIN)/pytest -m tools $(PYTEST)
+
+test-engines: venv/dev.done venv-engines/1.4.1/done venv-engines/2.0.4/done ## The tables on ClickHouse 23.10 and 24.5, embedded, of 600 MB each
+	$(BIN)/pytest -m engines $(PYTEST)
 
 test-root: venv/dev.done ## The tests that need root: VPN in network namespaces, Docker with a daemon of its own
 	$(BIN)/pytest -m vpn -n 4 $(PYTEST)
@@ -64,7 +67,7 @@ soak: venv/dev.done ## An hour's frames through a collector, RATE=200 a second: 
 	$(BIN)/python -m bench.soak --rate $(RATE)
 
 clean: ## Remove the environments and what the demo left; data of `make run` stays
-	rm -rf venv venv-tools local-data/simulated
+	rm -rf venv venv-tools venv-engines local-data/simulated
 
 venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
@@ -85,4 +88,8 @@ venv/bench.done: requirements-bench.txt venv/dev.done
 venv-tools/done: requirements-tools.txt
 	$(PYTHON) -m venv venv-tools
 	$(TOOLS)/pip install --quiet --disable-pip-version-check -r requirements-tools.txt
+	touch $@
+
+venv-engines/%/done: | venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(@D) chdb==$*
 	touch $@

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -13,9 +14,13 @@ Direction = Literal["to server", "to client"]
 
 
 class Proxy:
-    """Forwards connections to 127.0.0.1:`target`; each direction can be cut after a number of bytes."""
+    """Forwards connections to 127.0.0.1:`target`; each direction can be cut after a number of bytes.
 
-    def __init__(self, target: int) -> None:
+    What passes is held up for `delay` seconds: a slow answer, not the packets and the window of a long line.
+    """
+
+    def __init__(self, target: int, delay: float) -> None:
+        self._delay = delay
         self._target = target
         self._lock = threading.Lock()
         self._cut: tuple[Direction, int] | None = None
@@ -80,6 +85,7 @@ class Proxy:
                         data = data[:left] if cut else data
                     self.passed[direction] += len(data)
                     self.cuts += cut
+                time.sleep(self._delay)
                 sink.sendall(data)
                 if cut:
                     break
@@ -95,9 +101,9 @@ def _shut_down(end: socket.socket) -> None:
 
 
 @contextmanager
-def open_proxy(target: int) -> Iterator[Proxy]:
+def open_proxy(target: int, delay: float = 0) -> Iterator[Proxy]:
     """Give a proxy to 127.0.0.1:`target`, and close it."""
-    proxy = Proxy(target)
+    proxy = Proxy(target, delay)
     try:
         yield proxy
     finally:

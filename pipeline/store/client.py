@@ -155,7 +155,7 @@ def explain(error: BaseException, settings: Settings, prefix: str = "CLICKHOUSE"
         return f"{server} did not answer in time"
     if isinstance(error, NetworkError | OSError):
         reason = error.message if isinstance(error, Error) else error.strerror or str(error)
-        reason = reason.split(" (")[0].lower()
+        reason = re.sub(r"^\[[^]]*\] ", "", reason).split(" (")[0].lower()  # of TLS, the names of its parts go
         return f"{server} cannot be reached: {reason}{tls_hint if 'reset' in reason else ''}"
     at_once = "receive_hello" in (frame.name for frame in traceback.extract_tb(error.__traceback__))
     return f"{server} broke off the connection{f' at once{tls_hint}' if at_once else ''}"
