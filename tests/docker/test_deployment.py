@@ -306,9 +306,15 @@ def test_credentials_can_be_kept_out_of_docker_inspect(project: Deployment) -> N
     for name, text in {"nordvpn_user": USER, "nordvpn_pass": PASSWORD}.items():
         (secrets / name).write_text(text)
         (secrets / name).chmod(0o600)
-    configure(project)
+    configure(project, NORDVPN_USER_FILE="secrets/nordvpn_user", NORDVPN_PASS_FILE="secrets/nordvpn_pass")
+    assert_behind_vpn_without_showing_it(project)
+    configure(project)  # and as earlier versions had it
     project.environ["COMPOSE_FILE"] += ":docker-compose.secrets.yml"
-    project.compose("up -d btc-client")
+    assert_behind_vpn_without_showing_it(project)
+
+
+def assert_behind_vpn_without_showing_it(project: Deployment) -> None:
+    project.compose("up -d --force-recreate btc-client")
     wait_for_health(project, "btc-client")
     assert project.compose(README_COMMAND.format("btc-client")) == "10.8.4.2"
     assert PASSWORD not in json.dumps(project.container("btc-client"))
