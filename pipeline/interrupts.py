@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import TracebackType
+
+TYPE_CHECKING = False  # `typing` and the like take time, in which SIGINT is still a traceback
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
 
 INTERRUPTED = 130  # the exit code that shells give to who was ended by SIGINT
-
-_PROJECT = Path(__file__).resolve().parents[1]  # config.py, which says it to others, needs a package
-_VENV = _PROJECT / "venv"
 
 
 def end_at_once() -> None:
@@ -40,11 +39,15 @@ def run(main: Callable[[], int]) -> int:
 
 
 def _say_what_is_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    from pathlib import Path
+
+    project = Path(__file__).resolve().parents[1]  # config.py, which says it to others, needs a package
+    venv = project / "venv"
     name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if not name or (_PROJECT / name).exists():
+    if not name or (project / name).exists():
         sys.__excepthook__(kind, error, trace)
         return
-    is_made = (_VENV / "bin" / "activate").exists() and Path(sys.prefix) != _VENV
+    is_made = (venv / "bin" / "activate").exists() and Path(sys.prefix) != venv
     advice = "source venv/bin/activate" if is_made else "run ./setup.sh, then source venv/bin/activate"
     print(f"Python has no package {name} here: {advice}", file=sys.stderr)
     sys.exit(2)

@@ -35,6 +35,11 @@ def eventually(condition: Callable[[], bool], what: str, timeout: float = PATIEN
         time.sleep(0.02)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a file that somebody writes to, without one that is not whole yet."""
+    return path.read_text().rpartition("\n")[0].splitlines()
+
+
 def free_port() -> int:
     """Return a port on which nothing listens at the moment."""
     with socket.socket() as probe:
@@ -222,7 +227,7 @@ class Exchange:
 
     def sent(self, symbol: str | None = None) -> list[str]:
         """Return the market frames that were handed to connections, in order."""
-        entries = [json.loads(line) for line in self.log.read_text().splitlines()]
+        entries = [json.loads(line) for line in whole_lines(self.log)]
         return [entry["frame"] for entry in entries if entry["conn"] and symbol in (None, entry["symbol"])]
 
 

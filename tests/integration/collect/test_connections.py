@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from pipeline.messages import parse_frame
-from tests.stack import Exchange, Process, Stack, StoredRow, eventually
+from tests.stack import Exchange, Process, Stack, StoredRow, eventually, whole_lines
 from tests.wires import Wires, open_wires
 
 RATE = 60  # frames/s
@@ -30,7 +30,7 @@ class Lab:
 
     def sent(self) -> list[StoredRow]:
         """Return the rows of all frames that were handed to any connection, each frame once."""
-        entries = [json.loads(line) for line in self.exchange.log.read_text().splitlines()]
+        entries = [json.loads(line) for line in whole_lines(self.exchange.log)]
         frames = dict.fromkeys(entry["frame"] for entry in entries if entry["conn"])
         return [(row.ts_ms, row.mt, row.m) for raw in frames for row in parse_frame(raw, "BTC_USDT", 0).rows]
 

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from config import PROJECT
 from pipeline.collect.voice import merged
 from pipeline.messages import parse_frame
-from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, free_port
+from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, free_port, whole_lines
 
 SYMBOLS = {"xrp": "XRP_USDT", "doge": "DOGE_USDT", "_1000bonk": "1000BONK_USDT"}
 
@@ -66,7 +66,7 @@ def sent_rows(exchange: Exchange, symbol: str) -> list[StoredRow]:
 def sent_by_connection(exchange: Exchange, symbol: str) -> list[list[StoredRow]]:
     """Return the rows that were sent on each connection of a symbol."""
     found: dict[int, list[StoredRow]] = {}
-    for line in exchange.log.read_text().splitlines():
+    for line in whole_lines(exchange.log):
         entry = json.loads(line)
         if entry["conn"] and entry["symbol"] == symbol:
             (row,) = parse_frame(entry["frame"], symbol, 0).rows

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from pipeline.messages import parse_frame
-from tests.stack import Exchange, Process, Stack, eventually
+from tests.stack import Exchange, Process, Stack, eventually, whole_lines
 
 QUICK: dict[str, Any] = {"PING_INTERVAL": 1, "STALE_TIMEOUT": 3}
 
 
 def deals_made(exchange: Exchange) -> list[str]:
     """Return every deal of the market since it began, delivered or not, oldest first."""
-    frames = dict.fromkeys(json.loads(line)["frame"] for line in exchange.log.read_text().splitlines())
+    frames = dict.fromkeys(json.loads(line)["frame"] for line in whole_lines(exchange.log))
     return [row.m for raw in frames for row in parse_frame(raw, "BTC_USDT", 0).rows if row.mt == "d"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.messages import parse_frame
-from tests.stack import Exchange, Process, Stack, StoredRow, eventually
+from tests.stack import Exchange, Process, Stack, StoredRow, eventually, whole_lines
 
 REFUSED = r"mexc_data.btc has a writer already, since .* UTC: process (\d+) on \S+, journal (\S+); stop that first"
 
@@ -21,7 +21,7 @@ def start(stack: Stack, name: str) -> Process:
 
 def given(exchange: Exchange, connection: int) -> list[StoredRow]:
     """Return the rows of the frames that one connection was sent."""
-    entries = [json.loads(line) for line in exchange.log.read_text().splitlines()]
+    entries = [json.loads(line) for line in whole_lines(exchange.log)]
     frames = [entry["frame"] for entry in entries if entry["conn"] == connection]
     return [(row.ts_ms, row.mt, row.m) for raw in frames for row in parse_frame(raw, "BTC_USDT", 0).rows]
 
