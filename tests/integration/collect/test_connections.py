@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +28,10 @@ class Lab:
         eventually(lambda: len(wires.open) == 2, "two connections")
         for number in (1, 2):
             self.collector.wait_for(rf"^Subscribed to: sub.deal for BTC_USDT \(connection {number}\)$")
+
+    def has_subscribed(self, times: int) -> bool:
+        """Whether so many connections have brought deals so far, or promised to."""
+        return self.collector.output.count("Subscribed to: sub.deal") >= times
 
     def sent(self) -> list[StoredRow]:
         """Return the rows of all frames that were handed to any connection, each frame once."""
@@ -61,9 +66,9 @@ def cut(lab: Lab) -> None:
 
 
 def cut_each_in_turn(lab: Lab) -> None:
-    for _ in range(6):
+    for cuts in range(1, 7):
         lab.wires.open[0].cut()
-        eventually(lambda: len(lab.wires.open) == 2, "two connections")
+        eventually(partial(lab.has_subscribed, 2 + cuts), "two connections that bring deals")
         lab.flow(RATE // 2)
 
 

@@ -224,7 +224,8 @@ def test_a_child_has_no_descriptor_of_anothers_and_the_parent_has_one_thread(
     for pid, name in zip(collectors(process), SYMBOLS, strict=True):
         found = descriptors(pid)
         assert {Path(target).stem for target in found if ".db" in target} == {name}
-        assert len([target for target in found if target.startswith("socket:")]) == 4  # figures, exchange, rows, claim
+        # Figures, exchange, rows, claim; and for a moment another, which asks how many blocks there are.
+        assert len([target for target in found if target.startswith("socket:")]) in (4, 5)
         shared.append({target for target in found if target.startswith(("socket:", "pipe:"))})
     assert not shared[0] & shared[1] & shared[2] - {str(Path(f"/proc/{process.pid}/fd/0").readlink())}
     assert process.stop() == 0
