@@ -1,16 +1,15 @@
-"""A journal with StripeLog's table and the history, as a collector has them; for tests."""
+"""A journal and the tables that are filled from it, as a collector has them; for tests."""
 
 from __future__ import annotations
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from config import load_settings
 from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.inserts import APPEND_ERRORS
-from pipeline.collect.journal import HISTORY, Journal
+from pipeline.collect.journal import HISTORY, Journal, Position
 from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
@@ -25,7 +24,58 @@ def numbered(first: int, last: int) -> list[StoredRow]:
     return [(START + n, "d", f"{n}|1|1") for n in range(first, last + 1)]
 
 
-class Writer:
+class JournalKeeper:
+    """What may become of a journal, whatever tables are filled from it."""
+
+    journal: Journal
+    path: Path
+    tries = 100
+    """How many may fail."""
+
+    def open(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def reopen(self) -> None:
+        """As after a clean end."""
+        self.close()
+        self.open()
+
+    def copy(self, name: str) -> None:
+        """Keep the journal's files as they are; with a sync, that is what a power loss would leave of them."""
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.path}{suffix}", self.path.with_name(f"{name}{suffix}"))
+
+    def put_back(self, name: str) -> None:
+        """Go on with such a copy."""
+        self.close()
+        for suffix in ("", "-wal"):
+            shutil.copy(self.path.with_name(f"{name}{suffix}"), f"{self.path}{suffix}")
+        self.open()
+
+    def kill(self) -> None:
+        """As after the process was killed, with what it has written there, but no more."""
+        self.copy("killed")
+        self.put_back("killed")
+
+    def take(self, rows: list[StoredRow], received: int = 0) -> None:
+        self.journal.append([(*row, 0, 0) for row in rows], received)
+
+    def store_in(self, table: Table, position: Position) -> int:
+        """Send until the table has all; return how many tries failed."""
+        failures = 0
+        while position.waiting or not table.in_step:
+            try:
+                table.append_pending()
+            except APPEND_ERRORS:
+                failures += 1
+                assert failures < self.tries
+        return failures
+
+
+class Writer(JournalKeeper):
     """A journal and both tables as a collector has them, on fresh ones."""
 
     def __init__(self, stack: Stack, directory: Path, port: int) -> None:
@@ -50,42 +100,10 @@ class Writer:
         self.log.close()
         self.journal.close()
 
-    def reopen(self) -> None:
-        self.close()
-        self.open()
-
-    def copy(self, name: str) -> None:
-        """Keep the journal's files as they are; with a sync, that is what a power loss would leave of them."""
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{self.path}{suffix}", self.path.with_name(f"{name}{suffix}"))
-
-    def put_back(self, name: str) -> None:
-        self.close()
-        for suffix in ("", "-wal"):
-            shutil.copy(self.path.with_name(f"{name}{suffix}"), f"{self.path}{suffix}")
-        self.open()
-
-    def kill(self) -> None:
-        self.copy("killed")
-        self.put_back("killed")
-
-    def take(self, rows: list[StoredRow], received: int = 0) -> None:
-        self.journal.append([(*row, 0, 0) for row in rows], received)
-
     def store(self) -> None:
         """Send until both have all."""
         self.store_in(self.table, self.live)
         self.store_in(self.history, self.position)
-
-    def store_in(self, table: Table, position: Any) -> int:
-        failures = 0
-        while position.waiting or not table.in_step:
-            try:
-                table.append_pending()
-            except APPEND_ERRORS:
-                failures += 1
-                assert failures < 100
-        return failures
 
     def rows(self) -> list[StoredRow]:
         """Return the history's rows, in their order."""

@@ -24,6 +24,12 @@ def running(stack: Stack) -> Stack:
     return stack
 
 
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where an export of the test goes; nothing is there yet."""
+    return tmp_path / "out"
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """ClickHouse with its tables, for all tests of a file that leave them there."""

@@ -188,7 +188,8 @@ class _Collector:
             [threading.Thread(target=self._guard, args=(target,), name=target.__name__, daemon=True) for target in part]
             for part in (self._intake.feeds(), fills)
         )
-        renews = threading.Thread(target=self._guard, args=(self._renew_claim,), name="lease", daemon=True)
+        renew = partial(self._lease.renew, self._ended)
+        renews = threading.Thread(target=self._guard, args=(renew,), name="lease", daemon=True)
         if asks:
             ask = self._check_contract
             threading.Thread(target=self._guard, args=(ask,), name="contract", daemon=True).start()
@@ -199,9 +200,9 @@ class _Collector:
         self._drain(feeds, tables)
         if self._is_refused:
             self._leave()
+        if self._journal.waiting and (self._is_refused or self._exit_code != EXIT_CONFIG):
+            self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
         if self._exit_code != EXIT_CONFIG:
-            if self._journal.waiting:
-                self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
             self._say_block(time.monotonic() - last_block)
         if self._last_words:
             self._say(self._last_words)
@@ -233,8 +234,6 @@ class _Collector:
         if time.monotonic() - self._started < 2 * LEASE and not (self._waited or self._lease.was_held):
             with suppress(JournalFull):
                 self._journal.leave()
-        if self._journal.waiting:
-            self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
 
     def _failed(self, kind: ErrorKind, line: str) -> None:
         """Say and count an error that is not the exchange's: a fresh start would not mend it, and costs frames."""
@@ -280,9 +279,6 @@ class _Collector:
             self._intake.check_contract()
         except UnknownContract as error:
             self._end(EXIT_CONFIG, f"{error}; give another in SYMBOLS, or config.py")
-
-    def _renew_claim(self) -> None:
-        self._lease.renew(self._ended)
 
     def _wait_for_rows(self) -> bool:
         if not self._position.wait(timeout=_TICK):

@@ -25,12 +25,12 @@ from pipeline.store.history import (
     beginnings,
     history_of,
     kept_days,
+    partition_of,
     record,
     server_of,
     token_of,
     what_is_wrong,
 )
-from pipeline.times import from_ms
 
 _SELECT = (
     "SELECT n, toUnixTimestamp64Milli(ts), toUnixTimestamp64Micro(received), toUnixTimestamp64Milli(event),"
@@ -111,8 +111,8 @@ class HistoryLog:
         """Return the first ones of the rows, those of one month: an INSERT into several parts may be stored in part."""
         if not rows:
             return rows
-        month = _month(rows[0])
-        return list(takewhile(lambda row: _month(row) == month, rows))
+        partition = partition_of(rows[0][1])
+        return list(takewhile(lambda row: partition_of(row[1]) == partition, rows))
 
     def insert(self, rows: list[Any]) -> None:
         """Store `rows` as one block. Raises one of APPEND_ERRORS."""
@@ -257,11 +257,6 @@ class HistoryLog:
                 after = min(after, lowest - 1) if count else after
         record(client, *self._place, token, Beginning(first, rows, max(0, after), n))
         return rows, first, number
-
-
-def _month(row: Any) -> tuple[int, int]:
-    moment = from_ms(row[1])
-    return moment.year, moment.month
 
 
 def _as_stored(row: Any) -> Any:

@@ -121,11 +121,12 @@ class Intake:
         """Take a frame; return whether it was market data."""
         now_us = time.time_ns() // 1000
         message = parse_frame(raw, self.symbol, now_us // 1000)
+        is_market_data = message.is_market_data
         with self._lock:
             self._stats.frame(message.channel)
             if message.rows:
                 self._keep(message.rows, now_us, connection)
-            if message.is_market_data:
+            if is_market_data:
                 self._market_data(connection, message)
             elif message.channel == "rs.error":
                 self.failed(connection, "error frame", f"MEXC reports: {message.text}")
@@ -137,8 +138,8 @@ class Intake:
                 method = message.channel.removeprefix("rs.")
                 if connection.channels.confirmed(method):
                     self._subscribed(connection, method, message.ts_ms)
-            self._heartbeat.frame(is_market_data=message.is_market_data)
-        return message.is_market_data
+            self._heartbeat.frame(is_market_data=is_market_data)
+        return is_market_data
 
     def connected(self, connection: _Connection) -> None:
         """Note a connection, and where the gap before it began."""

@@ -27,7 +27,7 @@ from clickhouse_driver.errors import ServerException
 
 from config import Settings
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
-from pipeline.store.schema import CLAIMS
+from pipeline.store.schema import CLAIMS, existing_tables
 from pipeline.times import iso
 
 LEASE = 10.0
@@ -172,11 +172,7 @@ class Lease:
 
     def _go_without(self) -> bool:
         """Write without a claim, for there is no table of claims: the archive is of an older version, or has none."""
-        found = self._client.execute(
-            "SELECT count() FROM system.tables WHERE database = %(database)s AND name = %(name)s",
-            {"database": self._database, "name": self._name},
-        )
-        if found[0][0] and not self._has_warned:
+        if not self._has_warned and self._name in existing_tables(self._client, self._database):
             self._has_warned = True
             self._say(
                 f"WARNING: Table {self._database}.{CLAIMS} does not exist, so nothing keeps a second collector from"

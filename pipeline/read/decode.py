@@ -35,7 +35,7 @@ from pipeline.contracts import known_contract
 from pipeline.messages import DEADLETTER, DEAL, DEPTH, DEPTH_LEVELS, TICKER, TYPE_NAMES
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_missing_table, permitted
 from pipeline.store.compact import tables_of
-from pipeline.store.source import HistoryError, Source, find_source, moment, open_history
+from pipeline.store.source import HistoryError, Source, find_source, in_range, open_history
 from pipeline.times import from_ms, iso, parse_time
 
 TYPES = {name: mt for mt, name in TYPE_NAMES.items()}
@@ -203,12 +203,8 @@ def read(
 def condition_of(mt: str, start: datetime | None, end: datetime | None) -> str:
     """Return as SQL that rows are of type `mt`, and start <= ts < end. Raises ValueError as `read` does."""
     schema(mt)
-    conditions = [f"mt = '{mt}'"]
-    if start is not None:
-        conditions.append(f"ts >= {moment(_milliseconds(start))}")
-    if end is not None:
-        conditions.append(f"ts < {moment(_milliseconds(end))}")
-    return " AND ".join(conditions)
+    bounds = (None if time is None else _milliseconds(time) for time in (start, end))
+    return " AND ".join([f"mt = '{mt}'", *in_range(*bounds)])
 
 
 def stream(

@@ -55,7 +55,7 @@ from pipeline.rest import Rest
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, is_missing_table
 from pipeline.store.compact import tables_of
 from pipeline.store.schema import parse_comment
-from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
+from pipeline.store.source import History, HistoryError, Source, find_source, in_range, open_history
 from pipeline.times import iso
 
 _DERIVED = {"depth-levels": "depth", "candles": "deals", "top-of-book": "depth"}  # from which messages
@@ -336,8 +336,8 @@ class _Exporter:
 
     def _condition(self, low: int, high: int) -> str:
         """Return as SQL that a message is of a day from `low` on and before `high`."""
-        times = f"ts >= {moment(low * _DAY_MS)} AND ts < {moment(high * _DAY_MS)}"
-        return f"mt = '{decode.TYPES[self._job.source]}' AND {times}"
+        times = in_range(low * _DAY_MS, high * _DAY_MS)
+        return " AND ".join([f"mt = '{decode.TYPES[self._job.source]}'", *times])
 
     def _last_prices(self) -> dict[int, float]:
         """Return the price of each day's last deal."""

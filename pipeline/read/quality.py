@@ -29,7 +29,7 @@ from pipeline.messages import DEADLETTER, DEADLETTER_CHARACTERS, DEAL, DEPTH, TI
 from pipeline.progress import progress
 from pipeline.store.client import permitted
 from pipeline.store.compact import is_being_compacted, read_table
-from pipeline.store.source import History, Source, moment, read_rows
+from pipeline.store.source import History, Source, in_range, read_rows
 from pipeline.times import to_ms
 
 CHANNELS = {mt: TYPE_NAMES[mt] for mt in (TICKER, DEAL, DEPTH)}
@@ -331,15 +331,12 @@ def _examine_symbol(
 
 def _stream(source: Source, bounds: _Bounds, advance: Callable[[float], None]) -> Iterator[list[tuple[bytes, bytes]]]:
     """Yield the rows in the order they are stored in, some at a time: packed as _ROW, and a dead letter's text."""
-    start, end = bounds
-    conditions = [] if start is None else [f"ts >= {moment(start)}"]
-    conditions += [] if end is None else [f"ts < {moment(end)}"]
     better = {
         "max_execution_time": 0,
         "short_circuit_function_evaluation": "disable",  # which takes apart what is used twice, here a book's prices
     }
     settings = permitted(source.client, better) | source.settings | {"strings_as_bytes": True}
-    for clauses in source.in_order(" AND ".join(conditions) or "1"):
+    for clauses in source.in_order(" AND ".join(in_range(*bounds)) or "1"):
         received = done = 0
         query = _QUERY.format(source=source.table, clauses=clauses)
         for rows in source.client.execute_iter(query, settings=settings, chunk_size=_BATCH_ROWS):

@@ -20,8 +20,7 @@ from config import Settings, SymbolConfig
 from pipeline.messages import DEADLETTER, Row
 from pipeline.read.decode import LoadError
 from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS, connect, explain, permitted
-from pipeline.store.compact import read_table
-from pipeline.store.source import History, HistoryError, Source, moment, open_history
+from pipeline.store.source import History, HistoryError, Source, in_range, open_history, read_rows
 from pipeline.times import to_ms
 
 _ROWS_AT_ONCE = 2_000
@@ -96,20 +95,15 @@ def _queries(source: Source, condition: str, given: int, last: int) -> Iterator[
 def _find(client: Client, database: str, name: str, history: History | None) -> Source:
     """Return where the rows of `name` are. Raises LoadError."""
 
-    def look(table: str) -> Source:
-        client.execute(f"SELECT 1 FROM {table} LIMIT 0")
-        return Source(client, table)
+    def look(source: Source) -> Source:
+        source.client.execute(f"SELECT 1 FROM {source.table} LIMIT 0")
+        return source
 
-    found = (history.source_of(client, database, name) if history else None) or read_table(client, database, name, look)
-    if found:
+    if found := read_rows(client, database, name, look, history):
         return found
     raise LoadError(f"Table {database}.{name} does not exist: run ch_setup.py")
 
 
 def _condition(start: datetime | None, end: datetime | None) -> str:
-    conditions = [f"mt != '{DEADLETTER}'"]
-    if start is not None:
-        conditions.append(f"ts >= {moment(to_ms(start))}")
-    if end is not None:
-        conditions.append(f"ts < {moment(to_ms(end))}")
-    return " AND ".join(conditions)
+    bounds = (None if time is None else to_ms(time) for time in (start, end))
+    return " AND ".join([f"mt != '{DEADLETTER}'", *in_range(*bounds)])

@@ -21,9 +21,17 @@ from config import Settings
 from pipeline.human import many
 from pipeline.store.client import ALL_ROWS, connect
 from pipeline.store.compact import CompactionError, Progress, read_table
-from pipeline.store.history import Beginning, beginnings, connect_history, history_of, is_there, kept_days, record
-from pipeline.store.schema import parse_comment
-from pipeline.times import from_ms
+from pipeline.store.history import (
+    Beginning,
+    beginnings,
+    connect_history,
+    history_of,
+    is_there,
+    kept_days,
+    partition_of,
+    record,
+)
+from pipeline.store.schema import comment_of, parse_comment
 
 _LONG = 3600.0  # seconds without a word from the server, while it counts or looks for rows
 _CHUNK = 10_000  # rows; their times have to fit into a query of 256 KB
@@ -46,7 +54,7 @@ def copy(settings: Settings, name: str) -> Iterator[Progress]:
     ):
         if not is_there(there, database, name):
             raise CompactionError(f"Table {database}.{history_of(name)} does not exist: run ch_setup.py with HISTORY=1")
-        comments = read_table(client, database, name, lambda table: _comment(client, table))
+        comments = read_table(client, database, name, lambda table: comment_of(client, *table.split(".")))
         if comments is None:
             raise CompactionError(f"Table {database}.{name} does not exist: run ch_setup.py")
         token, before = parse_comment(comments)
@@ -59,13 +67,6 @@ def copy(settings: Settings, name: str) -> Iterator[Progress]:
             yield from _Copy(settings, name, client, there, token, before, gap).run()
         if not gaps:
             yield Progress(f"{database}.{history_of(name)} lacks nothing of {database}.{name}", done=1)
-
-
-def _comment(client: Client, table: str) -> str:
-    database, _, name = table.partition(".")
-    query = "SELECT comment FROM system.tables WHERE database = %(database)s AND name = %(name)s"
-    found = client.execute(query, {"database": database, "name": name})
-    return str(found[0][0]) if found else ""
 
 
 class _Copy:
@@ -154,7 +155,7 @@ class _Copy:
                 elif last + 1 not in taken and last + 1 < self._gap.n:
                     last += 1
                 missing.append((last, row))
-            for _, month in groupby(missing, lambda each: from_ms(each[1][0]).strftime("%Y%m")):
+            for _, month in groupby(missing, lambda each: partition_of(each[1][0])):
                 self._insert(list(month))
             at += len(chunk)
             yield len(missing), at

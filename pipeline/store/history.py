@@ -29,7 +29,8 @@ from clickhouse_driver import Client
 
 from config import Settings
 from pipeline.store.client import connect, explain
-from pipeline.store.schema import parse_comment
+from pipeline.store.schema import comment_of, parse_comment
+from pipeline.times import from_ms
 
 COLUMNS = {
     "n": "UInt64",
@@ -181,6 +182,12 @@ def views_of(name: str) -> list[str]:
     return [f"{name}_{view}" for view in _SELECTS]
 
 
+def partition_of(ts_ms: int) -> tuple[int, int]:
+    """Return the year and the month of the partition of a row with this `ts`: an INSERT is to have rows of one."""
+    moment = from_ms(ts_ms)
+    return moment.year, moment.month
+
+
 def is_there(client: Client, database: str, name: str) -> bool:
     """Return whether the table `name` has a history."""
     query = "SELECT count() FROM system.tables WHERE database = %(database)s AND name = %(name)s"
@@ -273,9 +280,7 @@ def drop(client: Client, database: str, name: str) -> None:
 
 def token_of(client: Client, database: str, name: str) -> str:
     """Return the creation token of the history of the table `name`; empty where it has none."""
-    query = "SELECT comment FROM system.tables WHERE database = %(database)s AND name = %(name)s"
-    found = client.execute(query, {"database": database, "name": history_of(name)})
-    return str(found[0][0]) if found else ""
+    return comment_of(client, database, history_of(name))
 
 
 def beginnings(client: Client, database: str, name: str, token: str) -> list[Beginning]:

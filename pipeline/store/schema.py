@@ -73,6 +73,13 @@ def existing_tables(client: Client, database: str) -> dict[str, str]:
     return dict(client.execute(query, {"database": database}))
 
 
+def comment_of(client: Client, database: str, name: str) -> str:
+    """Return the comment of a table; empty where it has none, or does not exist."""
+    query = "SELECT comment FROM system.tables WHERE database = %(database)s AND name = %(name)s"
+    found = client.execute(query, {"database": database, "name": name})
+    return str(found[0][0]) if found else ""
+
+
 def table_with_uuid(client: Client, uuid: str) -> str | None:
     """Return ``database.table`` of the table that has this UUID; None if there is none."""
     found = client.execute("SELECT database, name FROM system.tables WHERE uuid = %(uuid)s", {"uuid": uuid})

@@ -146,6 +146,12 @@ def read_rows(
     return read_table(client, database, name, lambda table: read(Source(client, table)))
 
 
+def in_range(start_ms: int | None, end_ms: int | None) -> list[str]:
+    """Return as conditions of SQL that start <= ts < end; None is no bound."""
+    conditions = [] if start_ms is None else [f"ts >= {moment(start_ms)}"]
+    return conditions if end_ms is None else [*conditions, f"ts < {moment(end_ms)}"]
+
+
 def moment(ts_ms: int) -> str:
     """Return milliseconds since the epoch as a time of SQL, by which a history finds rows without reading all."""
     return f"fromUnixTimestamp64Milli(toInt64({ts_ms}))"

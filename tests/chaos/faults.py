@@ -93,10 +93,14 @@ def clickhouse_killed_amid_compaction(world: World, chance: Random) -> None:
 
 
 def compaction_and_collector_killed(world: World, chance: Random) -> None:
-    compaction = _begin_compaction(world, chance)
+    _kill_with_collector(world, _begin_compaction(world, chance), chance.uniform(0, 0.3))
+
+
+def _kill_with_collector(world: World, process: Process, after: float) -> None:
+    """Kill the collector, and so many seconds later the other process."""
     world.kill_collector()
-    time.sleep(chance.uniform(0, 0.3))
-    compaction.stop(signal.SIGKILL)
+    time.sleep(after)
+    process.stop(signal.SIGKILL)
     world.start_collector()
 
 
@@ -123,11 +127,7 @@ def clickhouse_killed_amid_turnover(world: World, chance: Random) -> None:
 
 
 def turnover_and_collector_killed(world: World, chance: Random) -> None:
-    upkeep = _begin_turnover(world, chance)
-    world.kill_collector()
-    time.sleep(chance.uniform(0, 0.1))
-    upkeep.stop(signal.SIGKILL)
-    world.start_collector()
+    _kill_with_collector(world, _begin_turnover(world, chance), chance.uniform(0, 0.1))
 
 
 def _begin_turnover(world: World, chance: Random) -> Process:

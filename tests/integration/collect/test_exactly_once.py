@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,17 +21,16 @@ from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
 from pipeline.store.schema import create_table, drop_table
+from tests.both import JournalKeeper, numbered
 from tests.limited_clickhouse import limited
 from tests.proxy import Direction, Proxy, open_proxy
 from tests.stack import Stack, StoredRow
 
 
-def numbered(first: int, last: int) -> list[StoredRow]:
-    return [(1_788_335_242_000 + n, "d", f"{n}|1|1") for n in range(first, last + 1)]
-
-
-class Writer:
+class Writer(JournalKeeper):
     """A journal and a table as a collector has them, on a fresh table."""
+
+    tries = 1000
 
     def __init__(self, stack: Stack, directory: Path, port: int) -> None:
         self.stack = stack
@@ -53,41 +51,9 @@ class Writer:
         self.stripelog.close()
         self.journal.close()
 
-    def reopen(self) -> None:
-        """As after a clean end."""
-        self.close()
-        self.open()
-
-    def copy(self, name: str) -> None:
-        """Keep the journal's files as they are; with a sync, that is what a power loss would leave of them."""
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{self.path}{suffix}", self.path.with_name(f"{name}{suffix}"))
-
-    def put_back(self, name: str) -> None:
-        """Go on with such a copy."""
-        self.close()
-        for suffix in ("", "-wal"):
-            shutil.copy(self.path.with_name(f"{name}{suffix}"), f"{self.path}{suffix}")
-        self.open()
-
-    def kill(self) -> None:
-        """As after the process was killed, with what it has written there, but no more."""
-        self.copy("killed")
-        self.put_back("killed")
-
-    def take(self, rows: list[StoredRow]) -> None:
-        self.journal.append([(*row, 0, 0) for row in rows])
-
     def store(self) -> int:
         """Send until all is stored; return how many tries failed."""
-        failures = 0
-        while self.journal.waiting or not self.table.in_step:
-            try:
-                self.table.append_pending()
-            except APPEND_ERRORS:
-                failures += 1
-                assert failures < 1000
-        return failures
+        return self.store_in(self.table, self.position)
 
 
 def lose_acknowledgement(writer: Writer, proxy: Proxy) -> None:

@@ -83,11 +83,6 @@ def stack(empty: Stack) -> Stack:
     return empty
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
 def fill(
     stack: Stack, count: int, mt: str = "d", text: str = DEAL, *, first: date = DAY, days: int = 3, table: str = "btc"
 ) -> None:

@@ -29,11 +29,6 @@ def deal(ts_ms: int, price: float, contracts: int = 1) -> Row:
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def run(empty: Stack, out: Path) -> Run:
     """Run export.py for candles of btc, unless its arguments say otherwise."""
 

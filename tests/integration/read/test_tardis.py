@@ -50,11 +50,6 @@ Run = Callable[..., Process]
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-@pytest.fixture
 def run(empty: Stack, out: Path) -> Run:
     """Run export.py for Tardis' files of btc; of trades, unless its arguments say otherwise."""
 
