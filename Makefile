@@ -22,12 +22,12 @@ run: venv/local.done ## The same on the real MEXC, until Ctrl-C
 	$(BIN)/python -m local
 
 test: venv/dev.done ## All tests that need nothing but Python
-	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not stunnel and not tools and not engines" -n 4 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -m "not vpn and not docker and not browser and not prometheus and not libreoffice and not stunnel and not zookeeper and not tools and not engines" -n 4 --dist loadfile $(PYTEST)
 
-test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice, TLS by stunnel; all have to be installed
-	$(BIN)/pytest -m "browser or prometheus or libreoffice or stunnel" $(PYTEST)
+test-debian: venv/dev.done ## The report's page in Chromium, metrics in Prometheus, CSV in LibreOffice, TLS by stunnel, replicas in ZooKeeper; all have to be installed
+	$(BIN)/pytest -m "browser or prometheus or libreoffice or stunnel or zookeeper" $(PYTEST)
 
-test-tools: venv/dev.done venv-tools/done ## Exports in hftbacktest, nautilus_trader, freqtrade and vectorbt, in an environment of their own
+test-tools: venv/dev.done venv-tools/done ## Exports in hftbacktest, nautilus_trader, freqtrade and others, replays in ccxt, in an environment of their own; needs Java
 	$(BIN)/pytest -m tools $(PYTEST)
 
 test-engines: venv/dev.done venv-engines/1.4.1/done venv-engines/2.0.4/done ## The tables on ClickHouse 23.10 and 24.5, embedded, of 600 MB each
@@ -42,7 +42,7 @@ lint: venv/dev.done ## Style, types, shell scripts, compose files, known vulnera
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/shellcheck $(SHELL_SCRIPTS)
-	$(BIN)/hadolint Dockerfile $(wildcard tests/*/*.Dockerfile)
+	$(BIN)/hadolint Dockerfile $(wildcard docker/*.Dockerfile tests/*/*.Dockerfile)
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec $(COMPOSE_FILES)
 	$(BIN)/python .ci/audit.py requirements.lock
 
@@ -60,8 +60,8 @@ format: venv/dev.done ## Put the code into the one style
 bench: venv/bench.done venv-tools/done ## Measure; the figures in the docs come from here
 	$(BIN)/python -m bench
 
-chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them; nothing may be lost or doubled
-	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED))
+chaos: venv/dev.done ## Faults at random moments under load, ROUNDS=400 of them; nothing may be lost or doubled; also with HISTORY=1, FLEET=1
+	$(BIN)/python -m tests.chaos --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(HISTORY),--history) $(if $(FLEET),--fleet)
 
 soak: venv/dev.done ## An hour's frames through a collector, RATE=200 a second: memory, journal, every row
 	$(BIN)/python -m bench.soak --rate $(RATE)

@@ -4,12 +4,13 @@
 With HISTORY=1 a history of each as well, where a range of time costs what is in it.
 
 Run again it changes nothing; tables that exist stay as they are, with all that is in them. A compaction that was cut
-short is finished. Three options do something else: --compact rewrites tables into big blocks while collectors run,
---history copies into the histories what they lack of their tables, and --repair saves what a power loss has left of the
-tables, in the files of a ClickHouse that is stopped.
+short is finished. Four options do something else: --compact rewrites tables into big blocks while collectors run,
+--drop-before deletes rows from before a moment, --history copies into the histories what they lack of their tables, and
+--repair saves what a power loss has left of the tables, in the files of a ClickHouse that is stopped.
 
-Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, or damage is left,
-2 a setting, a table's name or a directory cannot be used, or SYMBOLS names what is no contract.
+Exit codes: 0 done, 1 ClickHouse did not come up or refused something, a table was not compacted, a history not filled,
+or damage is left, 2 a setting, a table's name or a directory cannot be used, or SYMBOLS names what is no contract.
+Histories that could not be made are said, and no more, for collectors run without them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ if __name__ == "__main__":
 import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from clickhouse_driver import Client
@@ -35,6 +37,7 @@ from pipeline.store import history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.store.copying import copy
+from pipeline.store.dropping import drop, left_alone, survey
 from pipeline.store.schema import (
     ENGINE,
     create_claims,
@@ -45,6 +48,7 @@ from pipeline.store.schema import (
     existing_tables,
     table_with_uuid,
 )
+from pipeline.times import iso, parse_time, to_ms, with_times_joined
 
 
 def main() -> int:
@@ -60,6 +64,13 @@ def main() -> int:
         help="rewrite a table, or all of them one after the other, into big blocks; collectors may run",
     )
     instead.add_argument(
+        "--drop-before",
+        type=_time,
+        metavar="DATE",
+        help="delete the rows from before this UTC date or ISO time, yesterday or -90d, of all tables or those named,"
+        " after asking; collectors may run",
+    )
+    instead.add_argument(
         "--history",
         action="store_true",
         help="copy into the histories what they lack of their tables; collectors may run",
@@ -72,9 +83,16 @@ def main() -> int:
         help="save what a power loss has left of the tables in ClickHouse's data directory, with ClickHouse stopped"
         " (default: the local stack's)",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask before --reset deletes and --repair cuts")
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="do not ask before rows are deleted or --repair cuts; with --history: they keep rows that only they have",
+    )
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="with --drop-before: of these only")
     parser.add_argument("--wait", type=float, default=60, metavar="SECONDS", help="for the server (default: 60)")
-    options = parser.parse_args()
+    options = parser.parse_args(with_times_joined(sys.argv[1:]))
+    if options.tables and not options.drop_before:
+        parser.error(f"unrecognized arguments: {' '.join(options.tables)}")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
     settings = None
@@ -90,8 +108,10 @@ def main() -> int:
             return 1
         if options.compact is not None:
             return compact_tables(settings, options.compact)
+        if options.drop_before:
+            return drop_before(settings, options.drop_before, options.tables, always=options.yes)
         if options.history:
-            return copy_into_histories(settings)
+            return copy_into_histories(settings, keep_others=options.yes)
         return set_up(client, settings, reset=options.reset)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -103,6 +123,13 @@ def main() -> int:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 2 if is_misconfigured(error) else 1
+
+
+def _time(text: str) -> datetime:
+    try:
+        return parse_time(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_settings(settings: Settings) -> None:
@@ -152,13 +179,19 @@ def repair(directory: str, *, always: bool) -> int:
         return 2
 
 
+def chosen_tables(settings: Settings, only: Sequence[str]) -> Sequence[str]:
+    """Return the names in `only`, or of all tables where it is empty. Raises ConfigError for one that is not there."""
+    names = [config["table_name"] for config in all_symbols(settings)]
+    for name in only:
+        if name not in names:
+            raise ConfigError(f"There is no table {name} in config.py or SYMBOLS")
+    return only or names
+
+
 def compact_tables(settings: Settings, only: str) -> int:
     """Compact all tables, or the one named `only`, and print what is done; return the exit code."""
-    names = [config["table_name"] for config in all_symbols(settings) if only in ("", config["table_name"])]
-    if not names:
-        raise ConfigError(f"There is no table {only} in config.py")
     exit_code = 0
-    for name in names:
+    for name in chosen_tables(settings, [only] if only else []):
         try:
             show(compact(settings, name))
         except CompactionError as error:
@@ -167,12 +200,60 @@ def compact_tables(settings: Settings, only: str) -> int:
     return exit_code
 
 
-def copy_into_histories(settings: Settings) -> int:
-    """Copy what the histories of all tables lack, and print what is done; return the exit code."""
+def drop_before(settings: Settings, moment: datetime, only: Sequence[str], *, always: bool) -> int:
+    """Drop the rows from before `moment` of all tables, or those named, after asking unless `always`.
+
+    Prints what goes, and what is done; returns the exit code.
+    """
+    names = chosen_tables(settings, only)
+    before_ms = to_ms(moment)
+    if moment > datetime.now(UTC):
+        raise ConfigError(f"--drop-before {iso(before_ms)} is yet to come: all rows would go, which --reset does")
+    if settings.history and not settings.compact_blocks:
+        raise ConfigError("COMPACT_BLOCKS=0 keeps all rows beside a history: set it otherwise to use --drop-before")
+    exit_code, old = 0, {}
+    for name in names:
+        try:
+            old[name] = survey(settings, name, before_ms)
+            if line := left_alone(settings, name):
+                print(line)
+        except CompactionError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+    going = [str(each) for found in old.values() for each in found]
+    if not going:
+        print(f"No row is from before {iso(before_ms)}")
+        return exit_code
+    warning = "\n".join([*going, f"This deletes all rows from before {iso(before_ms)} of these tables, for good."])
+    if always:
+        print(warning, flush=True)
+    elif not confirmed(warning):
+        print("Nothing was deleted.")
+        return 1
+    for name in [name for name, found in old.items() if found]:
+        try:
+            show(drop(settings, name, before_ms))
+        except CompactionError as error:
+            print(error, file=sys.stderr)
+            exit_code = 1
+    return exit_code
+
+
+def copy_into_histories(settings: Settings, *, keep_others: bool) -> int:
+    """Copy what the histories of all tables lack, and print what is done; return the exit code.
+
+    Rows that only a history has are trouble, unless it is to keep them.
+    """
     exit_code = 0
+    try:
+        with history.connect_history(settings) as there:
+            there.execute("SELECT 1")
+    except CLICKHOUSE_ERRORS as error:
+        print(history.explain_history(error, settings), file=sys.stderr)
+        return 2 if is_misconfigured(error) else 1
     for config in all_symbols(settings):
         try:
-            show(copy(settings, config["table_name"]))
+            show(copy(settings, config["table_name"], keep_others=keep_others))
         except CompactionError as error:
             print(error, file=sys.stderr)
             exit_code = 1
@@ -230,26 +311,26 @@ def set_up(client: Client, settings: Settings, *, reset: bool) -> int:
         except SetupError as error:
             print(error)
             return 1
-    if settings.history:
-        try:
-            provide_history(settings, reset=reset)
-        except SetupError as error:
-            print(error)
-            return 1
-        except CLICKHOUSE_ERRORS as error:
-            print(history.explain_history(error, settings), file=sys.stderr)
-            return 2 if is_misconfigured(error) else 1
+    unready = provide_histories(settings, [config["table_name"] for config in configs], reset=reset)
     print("\nSetup Summary:")
     for config in configs:
         name = config["table_name"]
         print(f"  {name.upper()} data: {name} table → {name}/data.bin (continuous growth)")
-        if settings.history:
+        if settings.history and name not in unready:
             print(
                 f"  {name.upper()} history: {history.history_of(name)} table, views {', '.join(history.views_of(name))}"
             )
+    if unready:
+        print(
+            f"WARNING: not ready: {', '.join(map(history.history_of, unready))}; collectors run all the same, and these"
+            " rows wait in their journals: mend that, then run ch_setup.py again",
+            file=sys.stderr,
+        )
     for line in unknown.values():
         print(f"SYMBOLS: {line}", file=sys.stderr)
-    return 2 if unknown else 0
+    if unknown:
+        return 2
+    return 1 if unready and reset else 0  # else collectors, which compose starts after that, wait for a history
 
 
 def unknown_symbols(client: Client, settings: Settings) -> dict[str, str]:
@@ -268,28 +349,48 @@ def unknown_symbols(client: Client, settings: Settings) -> dict[str, str]:
     return {symbol: no_contract(symbol, contracts) for symbol in new if symbol not in contracts}
 
 
-def provide_history(settings: Settings, *, reset: bool) -> None:
-    """Make what belongs to the histories of all tables, unless it is there, and see that it can be used.
+def provide_histories(settings: Settings, names: Sequence[str], *, reset: bool) -> list[str]:
+    """Make what belongs to the histories of these tables, if the settings have any, each by itself.
 
-    Raises SetupError.
+    Prints what is done, and what could not be; returns the names of the tables whose history cannot be used.
+    """
+    unready: list[str] = []
+    if not settings.history:
+        return unready
+    with history.connect_history(settings) as client:
+        for at, name in enumerate(names):
+            try:
+                provide_history(client, settings, name, reset=reset)
+            except SetupError as error:
+                print(error, file=sys.stderr)
+                unready.append(name)
+            except CLICKHOUSE_ERRORS as error:
+                print(history.explain_history(error, settings), file=sys.stderr)
+                if is_misconfigured(error) or not isinstance(error, ServerException):
+                    return [*unready, *names[at:]]  # the others would fare no better
+                unready.append(name)
+    return unready
+
+
+def provide_history(client: Client, settings: Settings, name: str, *, reset: bool) -> None:
+    """Make what belongs to the history of the table `name`, unless it is there, and see that it can be used.
+
+    Raises SetupError, and one of CLICKHOUSE_ERRORS.
     """
     database = settings.clickhouse_database
-    client = history.connect_history(settings)
     create_database(client, database)
-    for config in all_symbols(settings):
-        name = config["table_name"]
-        if reset and history.is_there(client, database, name):
-            print(f"Deleting {history.history_of(name)} table...")
-            history.drop(client, database, name)
-        is_new = not history.is_there(client, database, name)
-        print(
-            f"Creating {history.history_of(name)} table..."
-            if is_new
-            else f"Keeping {history.history_of(name)} table, it exists"
-        )
-        if not is_new and (wrong := history.what_is_wrong(client, database, name)):
-            raise SetupError(wrong)
-        history.provide(client, settings, name)
+    if reset and history.is_there(client, database, name):
+        print(f"Deleting {history.history_of(name)} table...")
+        history.drop(client, database, name)
+    is_new = not history.is_there(client, database, name)
+    print(
+        f"Creating {history.history_of(name)} table..."
+        if is_new
+        else f"Keeping {history.history_of(name)} table, it exists"
+    )
+    if not is_new and (wrong := history.what_is_wrong(client, database, name)):
+        raise SetupError(wrong)
+    history.provide(client, settings, name)
 
 
 class SetupError(Exception):

@@ -24,7 +24,9 @@ def main() -> int:
     """Run the command line; return the exit code."""
     parser = argparse.ArgumentParser(description="Collect many symbols, a process each.")
     parser.add_argument("symbols", nargs="*", metavar="SYMBOL", help="such as xrp or XRP_USDT (default: SYMBOLS)")
-    parser.add_argument("--list", action="store_true", help="only list them, and whether a collector of each works")
+    parser.add_argument(
+        "--list", action="store_true", help="only list them, and whether a collector of each works, the worst first"
+    )
     options = parser.parse_args()
     try:
         settings = load_settings()
@@ -38,9 +40,10 @@ def main() -> int:
         print("SYMBOLS is empty: name some in .env, such as SYMBOLS=XRP_USDT,DOGE_USDT", file=sys.stderr)
         return 2
     if options.list:
-        for config in configs:
-            name = config["table_name"]
-            print(f"{name:<10} {config['symbol']:<15} {check(status_path(settings, name), settings, time.time())[1]}")
+        paths = [status_path(settings, config["table_name"]) for config in configs]
+        states = [(*check(path, settings, time.time()), config) for path, config in zip(paths, configs, strict=True)]
+        for _, line, config in sorted(states, key=lambda state: state[0]):  # those that do not work come first
+            print(f"{config['table_name']:<10} {config['symbol']:<15} {line}")
         return 0
     return Fleet(configs, settings).run()
 

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from config import (
     ALL_CONFIGS,
@@ -26,11 +27,10 @@ from config import (
     SymbolConfig,
     all_symbols,
     check_identifier,
-    find_symbol,
-    known_symbols,
+    choose_symbols,
     load_settings,
 )
-from pipeline.human import human_size, many
+from pipeline.human import human_size, many, show_warnings_plainly
 from pipeline.read import tardis
 from pipeline.read.export import COMPRESSIONS, FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.read.freqtrade import export_for_freqtrade
@@ -43,6 +43,7 @@ LAYOUTS = ("ohlcv", "freqtrade")
 
 def main() -> int:
     """Run the command line; return the exit code."""
+    show_warnings_plainly()
     parser = argparse.ArgumentParser(
         description="Export records as files of typed columns, one a UTC day:"
         " DIR/type=deals/symbol=BTC_USDT/date=2026-10-01/part-0.parquet. Days that are there are not done again."
@@ -172,6 +173,8 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _place(text: str) -> Path | Bucket:
     """Return where to export to. Raises ValueError for an address that cannot be used, and OSError."""
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
     return Bucket(text) if "://" in text else Path(text)
 
 
@@ -187,11 +190,11 @@ def _day(text: str) -> date:
 
 def chosen(names: Sequence[str], configs: Sequence[SymbolConfig]) -> list[SymbolConfig]:
     """Return those of `configs` that `names` are of, each once. Raises ConfigError for one that is not there."""
-    found = {name: find_symbol(name, configs) for name in names if name != "all"}
-    for name, config in found.items():
-        if config is None:
-            raise ConfigError(f"There is no symbol {name} in config.py: give some of {known_symbols(configs)}, or all")
-    return [config for config in configs if "all" in names or config in found.values()]
+    try:
+        found = choose_symbols([name for name in names if name != "all"], configs)
+    except ConfigError as error:
+        raise ConfigError(f"{error}, or all") from None
+    return [*configs] if "all" in names else found
 
 
 def summary(result: Result, out: Path | Bucket) -> str:

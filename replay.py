@@ -19,27 +19,31 @@ import asyncio
 import math
 import os
 import sys
-from datetime import datetime
 
 from config import ALL_CONFIGS, ConfigError, all_symbols, check_identifier, load_settings
 from export import chosen
 from local.replay import Replay
-from pipeline.human import many
+from pipeline.files import silence_stdout
+from pipeline.human import many, show_warnings_plainly
 from pipeline.read import LoadError
 from pipeline.read.rows import stored_rows
-from pipeline.times import parse_time, with_times_joined
+from pipeline.times import with_times_joined
+from verif import time_argument
 
 
 def main() -> int:
     """Run the command line; return the exit code."""
+    show_warnings_plainly()
     parser = argparse.ArgumentParser(
         description="Replay what is stored as MEXC would push it, on ws://127.0.0.1:8765/edge. It begins when each"
         " symbol is subscribed to, and ends when all is pushed."
     )
     known = ", ".join(config["table_name"] for config in ALL_CONFIGS)
     parser.add_argument("symbols", nargs="+", metavar="SYMBOL", help=f"such as btc or BTC_USDT, or all: {known}")
-    parser.add_argument("--from", dest="start", type=_time, metavar="TIME", help="UTC (default: the oldest row's)")
-    parser.add_argument("--to", dest="end", type=_time, metavar="TIME", help="at which to end (default: none)")
+    parser.add_argument(
+        "--from", dest="start", type=time_argument, metavar="TIME", help="UTC (default: the oldest row's)"
+    )
+    parser.add_argument("--to", dest="end", type=time_argument, metavar="TIME", help="at which to end (default: none)")
     parser.add_argument("--speed", type=_speed, default=1.0, help="so many times as fast, or max (default: 1)")
     parser.add_argument("--port", type=_port, default=8765, help="0 takes any free one (default: 8765)")
     options = parser.parse_args(with_times_joined(sys.argv[1:]))
@@ -53,6 +57,9 @@ def main() -> int:
         rows = stored_rows(settings, configs, options.start, options.end)
         replay = Replay(rows, [config["symbol"] for config in configs], options.speed, options.port)
         is_whole = asyncio.run(replay.run())
+        left_out = f"; {many(replay.unusable, 'row')} left out, not decodable" if replay.unusable else ""
+        how = "All" if is_whole else "Stopped:"
+        print(f"{how} pushed up to {replay.now}: {many(replay.pushed, 'row')}{left_out}", flush=True)
     except StopIteration:
         print("There are no rows in this range: verif.py --quality says what there is", file=sys.stderr)
         return 1
@@ -63,19 +70,13 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        where = f"Cannot listen on {error.filename}" if error.filename else "Standard output cannot be written"
+        where = f"Cannot listen on {error.filename}"
+        if not error.filename:
+            where = "Standard output cannot be written"
+            silence_stdout()
         print(f"{where}: {os.strerror(error.errno or 0).lower()}", file=sys.stderr)
         return 1
-    left_out = f"; {many(replay.unusable, 'row')} left out, not decodable" if replay.unusable else ""
-    print(f"{'All' if is_whole else 'Stopped:'} pushed up to {replay.now}: {many(replay.pushed, 'row')}{left_out}")
     return 0 if is_whole else interrupts.INTERRUPTED
-
-
-def _time(text: str) -> datetime:
-    try:
-        return parse_time(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _speed(text: str) -> float:

@@ -186,6 +186,7 @@ make_images() {
   ((${#compose[@]})) || fail "--docker needs Docker and Docker Compose"
   "${compose[@]}" pull clickhouse
   "${compose[@]}" build --pull setup
+  [[ ,$(env_value COMPOSE_PROFILES), != *,export,* ]] || "${compose[@]}" build --pull export
   ok "images"
 }
 

@@ -23,7 +23,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -43,12 +43,13 @@ from config import (
     more_symbols,
 )
 from pipeline.files import silence_stdout
-from pipeline.human import human_size, many
-from pipeline.show.overview import storage_overview
+from pipeline.human import human_size, many, show_warnings_plainly
+from pipeline.show.overview import storage_overview, tiers_overview
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
 from pipeline.store.compact import blocks_allowed
+from pipeline.store.history import history_of
 from pipeline.store.source import History, HistoryError
-from pipeline.store.storage import Storage, TableStorage, advice, survey
+from pipeline.store.storage import Storage, TableStorage, advice, records_by_type, survey
 from pipeline.store.tiers import Tiers, survey_tiers
 from pipeline.times import from_ms, parse_time, with_times_joined
 
@@ -65,6 +66,7 @@ _TOLERANCE = 0.1  # percent
 
 def main() -> int:
     """Run the command line; return the exit code."""
+    show_warnings_plainly()
     options = parse_options()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")
@@ -131,15 +133,15 @@ def parse_options() -> argparse.Namespace:
         metavar="PERCENT",
         help=f"exit with 3 if more of a symbol's contracts are missing (default: {_TOLERANCE})",
     )
-    add("--html", type=_file, metavar="FILE", help="write a page that shows it, with --audit that, too")
+    add("--html", type=file_argument, metavar="FILE", help="write a page that shows it, with --audit that, too")
     add(
         "--from",
-        type=_time,
+        type=time_argument,
         dest="start",
         metavar="TIME",
-        help="for --quality, --audit, --html: a UTC date or ISO time",
+        help="for --quality, --audit, --html: a UTC date or ISO time, yesterday, or -24h",
     )
-    add("--to", type=_time, dest="end", metavar="TIME", help="likewise; rows of this time are not included")
+    add("--to", type=time_argument, dest="end", metavar="TIME", help="likewise; rows of this time are not included")
     add(
         "--max-age",
         type=_seconds,
@@ -185,14 +187,16 @@ def _percent(text: str) -> float:
 _percent.__name__ = "number from 0 to 100"
 
 
-def _time(text: str) -> datetime:
+def time_argument(text: str) -> datetime:
+    """Return the moment that an option names. Raises argparse.ArgumentTypeError."""
     try:
         return parse_time(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _file(text: str) -> Path:
+def file_argument(text: str) -> Path:
+    """Return the file that an option names, which can be written as far as is known. Raises likewise."""
     path = Path(text)
     with suppress(OSError):
         if not path.is_dir() and path.absolute().parent.is_dir():
@@ -258,23 +262,29 @@ class Reports:
 
     def _report_storage(self) -> int:
         storage = self._storage
-        self._answer |= {"records": storage.records, **asdict(storage)}
+        by_type = {tiers.table: tiers.by_type for tiers in self._tiers}
+        self._answer |= {"records": self._records, **asdict(storage)}
         if any(table.exists for table in storage.tables):
-            self._say((storage_overview if self._in_short else report)(storage, blocks_allowed(self._settings)))
+            as_text = storage_overview if self._in_short else report
+            self._say(as_text(storage, blocks_allowed(self._settings), by_type))
         if self._history:
             self._answer["history"] = [asdict(tiers) for tiers in self._tiers]
-            self._say(tiers_report(self._tiers))
+            self._say((tiers_overview if self._in_short else tiers_report)(self._tiers))
         return self._code_for_records
+
+    @property
+    def _records(self) -> int:
+        """What all tables have; with histories what both have, each counted once."""
+        return sum(tiers.records for tiers in self._tiers) if self._history else self._storage.records
 
     @cached_property
     def _code_for_records(self) -> int:
         """0 if there are some, else 1, and a line that says why."""
-        records = self._storage.records + sum(tiers.history.records for tiers in self._tiers if tiers.history)
-        if not records and not any(table.exists for table in self._storage.tables):
+        if not self._records and not any(table.exists for table in self._storage.tables):
             self._warn(f"There are no tables in {self._database}: run ch_setup.py")
-        elif not records:
+        elif not self._records:
             self._warn("The tables are empty: no collector has stored a record yet")
-        return 0 if records else 1
+        return 0 if self._records else 1
 
     def _report_quality(self) -> int:
         from pipeline.show.quality_report import as_json, as_text, verdict, worst_first
@@ -360,18 +370,19 @@ class Reports:
         self.said.append((text, True))
 
 
-def replace_file(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file so that, whatever happens, there is the old one or the new one. Raises OSError.
 
     What is no file, such as a pipe, is written to; a link stays one.
     """
+    content = content.encode() if isinstance(content, str) else content
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         return
     path = path.resolve()
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
         new.replace(path)
     finally:
         new.unlink(missing_ok=True)
@@ -383,15 +394,24 @@ def tiers_report(tiers: Sequence[Tiers]) -> str:
     return "\n".join(["", "History, and what its table has beside it:", *lines])
 
 
-def report(storage: Storage, compact_blocks: int) -> str:
-    """Return the report as text; `compact_blocks` is the setting COMPACT_BLOCKS."""
-    lines = ["💾 Symbol-specific storage status:", "", f"Total records appended: {storage.records}"]
-    lines += [f"  {table.name}/data.bin: {table.records} records" for table in storage.tables]
-    lines += ["", "Records by symbol and message type:"]
+def report(storage: Storage, compact_blocks: int, both: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the report as text.
+
+    `compact_blocks` is the setting COMPACT_BLOCKS; `both` are the records by type of each table and its history, by
+    table, where there are histories.
+    """
+    by_type = records_by_type(storage.tables, both)
+    records = {name: sum(counts.values()) for name, counts in by_type.items()}
+    lines = ["💾 Symbol-specific storage status:", "", f"Total records appended: {sum(records.values())}"]
     for table in storage.tables:
-        if table.records:
-            lines.append(f"  {table.name.upper()}: {table.records} total")
-            lines += [f"    {f'{mt}: {count}':<8} # {_TYPES[mt]}" for mt, count in table.by_type.items()]
+        beyond = records[table.name] - table.records
+        elsewhere = f", {beyond} of them only in {history_of(table.name)}" if beyond > 0 else ""
+        lines.append(f"  {table.name}/data.bin: {records[table.name]} records{elsewhere}")
+    lines += ["", "Records by symbol and message type:"]
+    for name, counts in by_type.items():
+        if records[name]:
+            lines.append(f"  {name.upper()}: {records[name]} total")
+            lines += [f"    {f'{mt}: {count}':<8} # {_TYPES[mt]}" for mt, count in counts.items()]
     lines += ["", "STORAGE STATISTICS"]
     if storage.volume is not None:
         lines.append(f"  Total ClickHouse volume size: {human_size(storage.volume)}")

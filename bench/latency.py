@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,8 @@ notes = open(sys.argv[1], "w")
 def timed(self):
     rows = append_pending(self)
     now = time.time_ns() / 1e6
-    notes.writelines(f"{now - ts:.3f}\\n" for ts, _, _ in rows)
+    times = (row[0] if len(row) == 3 else row[1] for row in rows)  # a history's have their seq first
+    notes.writelines(f"{self._target.name} {now - ts:.3f}\\n" for ts in times)
     return rows
 table.Table.append_pending = timed
 code = collector.collect(BTC_CONFIG)
@@ -95,12 +97,23 @@ def frame_to_row(stack: Stack, rate: int) -> list[float]:
 @contextmanager
 def timed_collector(stack: Stack, **env: Any) -> Iterator[list[float]]:
     """Run a collector; the list has, afterwards, the milliseconds that each row took from frame to acknowledged."""
-    took: list[float] = []
+    with timed_tables(stack, **env) as tables:
+        took: list[float] = []
+        yield took
+    took.extend(tables["mexc_data.btc"])
+
+
+@contextmanager
+def timed_tables(stack: Stack, **env: Any) -> Iterator[defaultdict[str, list[float]]]:
+    """Run a collector; the lists have, by table, what that of `timed_collector` has."""
+    tables: defaultdict[str, list[float]] = defaultdict(list)
     notes = stack.directory / f"notes-{len(stack.processes)}"
     collector = stack.start("-c", _TIMED_COLLECTOR, notes, STATS_INTERVAL=3600, **env)
-    yield took
+    yield tables
     assert collector.stop() == 0, collector.output
-    took.extend(map(float, notes.read_text().splitlines()))
+    for line in notes.read_text().splitlines():
+        name, took = line.split()
+        tables[name].append(float(took))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 collect.py collects that many symbols from the simulated exchange, BTC at its own rate and most at a tenth of that.
 "private" is what a collector has for itself, on average over all but the first; "first" is that one's, with the parent
 and what they share. Cores are processor time by the clock. A row's way is from the frame's `ts` to ClickHouse's
-acknowledgement. Lost are frames of the exchange's log that are in no table; every row is compared.
+acknowledgement. Lost are frames of the exchange's log that are in no table; every row is compared, and with HISTORY=1
+those of the histories as well.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import re
 import tempfile
 import time
 from collections import Counter, defaultdict
+from itertools import product
 from pathlib import Path
+
+import certifi
 
 from bench.connections import processor_seconds
 from bench.tables import percentile, print_table
-from config import Settings, all_symbols
+from config import PROJECT, Settings, all_symbols
 from local.market import CONTRACTS
 from pipeline.messages import parse_frame
+from pipeline.store.history import history_of
 from tests.stack import Exchange, Process, Stack, StoredRow, eventually, open_stack
 
 NUMBERS = (3, 10, 50, 150)
-SECONDS = 60
+SECONDS = 20
 
 # collect.py, whose collectors note how many milliseconds each row took.
 _TIMED = """
@@ -39,7 +44,7 @@ directory, *names = sys.argv[1:]
 def timed(self):
     rows = append_pending(self)
     now = time.time_ns() / 1e6
-    if rows:
+    if rows and len(rows[0]) == 3:  # not those of a history
         with open(f"{directory}/{os.getpid()}", "a") as notes:
             notes.writelines(f"{now - ts:.3f}\\n" for ts, _, _ in rows)
     return rows
@@ -52,11 +57,13 @@ sys.exit(Fleet(choose_symbols(names, all_symbols(settings)), settings).run())
 def main(numbers: tuple[int, ...] = NUMBERS, seconds: int = SECONDS) -> None:
     """Measure and print the table."""
     rows = []
-    for number in numbers:
+    for number, history in product(numbers, (0, 1)):
         with tempfile.TemporaryDirectory() as directory, open_stack(Path(directory)) as stack:
-            rows.append([number, *measure(stack, [*CONTRACTS][:number], seconds)])
+            stack.env["HISTORY"] = str(history)
+            rows.append([number, history, *measure(stack, [*CONTRACTS][:number], seconds)])
     header = [
         "symbols",
+        "HISTORY",
         "rows/s",
         "lost or doubled",
         "private, MB",
@@ -68,10 +75,10 @@ def main(numbers: tuple[int, ...] = NUMBERS, seconds: int = SECONDS) -> None:
 
 
 def measure(stack: Stack, symbols: list[str], seconds: int) -> list[float]:
-    """Return the figures of one line, but the first."""
+    """Return the figures of one line, but the first two."""
     stack.env |= {"SYMBOLS": ",".join(symbols), "STATS_INTERVAL": "3600"}
     server = stack.clickhouse()
-    exchange = stack.exchange()
+    exchange = within_tls(stack)
     stack.setup()
     notes = stack.directory / "notes"
     notes.mkdir()
@@ -92,10 +99,20 @@ def measure(stack: Stack, symbols: list[str], seconds: int) -> list[float]:
     average = sum(private[1:]) / len(private[1:])
     memory = [average, everything - average * len(private[1:])]
     resident = megabytes(server.pid, "Rss")
+    exchange.process.stop()  # first: it ends once all that it has sent is read
     assert fleet.stop() == 0, fleet.output
     wrong = differences(stack, exchange)
     figures = [percentile(ways, 50), percentile(ways, 99)]
     return [len(ways) / took, wrong, *memory, *cores, resident, *figures]
+
+
+def within_tls(stack: Stack) -> Exchange:
+    """Start an exchange whom all that is started later trusts, beside those whom this machine trusts: also memory."""
+    certificate = PROJECT / "tests/data/self-signed.pem"
+    trusted = stack.directory / "trusted.pem"
+    trusted.write_text("".join(path.read_text() for path in (Path(certifi.where()), certificate)))
+    stack.env["SSL_CERT_FILE"] = str(trusted)
+    return stack.exchange("--tls", certificate)
 
 
 def children(process: Process) -> list[int]:
@@ -115,19 +132,18 @@ def megabytes(pid: int, *names: str) -> float:
 
 
 def differences(stack: Stack, exchange: Exchange) -> int:
-    """Return how many rows are stored more or less often than they were sent, the last ones of each symbol aside."""
+    """Return how many rows are stored more or less often than they were sent."""
     sent: defaultdict[str, Counter[StoredRow]] = defaultdict(Counter)
     for line in exchange.log.read_text().splitlines():
         entry = json.loads(line)
         if entry["conn"]:
             for row in parse_frame(entry["frame"], entry["symbol"], 0).rows:
                 sent[entry["symbol"]][row.ts_ms, row.mt, row.m] += 1
+    tables = ["{}", history_of("{}")] if stack.env["HISTORY"] == "1" else ["{}"]
     wrong = 0
-    for config in all_symbols(Settings(symbols=stack.env["SYMBOLS"])):
-        stored = Counter(stack.rows(config["table_name"]))
-        newest = max((ts_ms for ts_ms, *_ in stored), default=0)  # what came later, nobody read any more
-        wanted = Counter({row: times for row, times in sent[config["symbol"]].items() if row[0] < newest})
-        stored = Counter({row: times for row, times in stored.items() if row[0] < newest})
+    for config, table in product(all_symbols(Settings(symbols=stack.env["SYMBOLS"])), tables):
+        stored = Counter(stack.rows(table.format(config["table_name"])))
+        wanted = sent[config["symbol"]]
         wrong += ((wanted - stored) + (stored - wanted)).total()
     return wrong
 

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from config import ALL_CONFIGS, PROJECT, ConfigError, load_settings, more_symbols
+from config import ALL_CONFIGS, PROJECT, ConfigError, Settings, load_settings, more_symbols
 from local.market import CONTRACTS
 from local.summary import closing, summed_up
 
@@ -36,8 +36,8 @@ _STARTUP_TIMEOUT = 60.0  # seconds
 _STOP_TIMEOUT = 20.0  # seconds; a collector drains for ten
 _RESTART_DELAY = 1.0  # seconds
 _EXIT_CONFIG = 2  # a part that ends with this would do so again
-_NEXT = """To use what was stored: source venv/bin/activate && python3 -m local.clickhouse --data {}
-and then, in another terminal: source venv/bin/activate && python3 verif.py --html report.html
+_NEXT = """To use what was stored: source venv/bin/activate && python3 -m local.clickhouse --data {data}
+and then, in another terminal: source venv/bin/activate && {export}python3 verif.py --html report.html
 """
 
 
@@ -60,6 +60,7 @@ class Part:
 
     def start(self) -> None:
         """Start the process, for the first time or again."""
+        self._is_asked = False
         self.process = subprocess.Popen(
             [sys.executable, *self._command],
             cwd=PROJECT,
@@ -87,15 +88,20 @@ class Part:
         self._command += [option, str(urlsplit(self._addresses[name]).port)]
         return self._addresses[name]
 
+    def ask(self) -> None:
+        """Ask the process to end, once: a collector that is asked again drops what it is about to store."""
+        if not self._is_asked:
+            self._is_asked = True
+            self.process.terminate()
+
     def stop(self) -> None:
         """Ask the process to end, and see to it that it does."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(_STOP_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.ask()
+        try:
+            self.process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self._printer.join(1)
 
     def _print(self, process: subprocess.Popen[str]) -> None:
@@ -127,19 +133,31 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     data = PROJECT / "local-data" / ("simulated" if options.simulate else "live")  # never into the same tables
-    environ = {
-        **os.environ,
-        "PYTHONUNBUFFERED": "1",
-        "CLICKHOUSE_HOST": "127.0.0.1",
-        "CLICKHOUSE_PORT": str(settings.clickhouse_port),
-        "JOURNAL_DIR": str(data / "journal"),
-        "KLINES_DIR": str(data / "klines"),
-    }
+    environ = os.environ | environ_of(settings, data)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     more = bool(more_symbols(settings))
     return run(data, environ, stop, more=more, simulate=options.simulate, seconds=options.seconds)
+
+
+def environ_of(settings: Settings, data: Path) -> dict[str, str]:
+    """Return what the parts are told, whatever `.env` has for servers elsewhere: all is here, and below `data`."""
+    port = str(settings.clickhouse_port)
+    return {
+        "PYTHONUNBUFFERED": "1",
+        "CLICKHOUSE_HOST": "127.0.0.1",
+        "CLICKHOUSE_PORT": port,
+        "CLICKHOUSE_SECURE": "0",
+        "HISTORY_HOST": "127.0.0.1",
+        "HISTORY_PORT": port,
+        "HISTORY_USER": settings.clickhouse_user,
+        "HISTORY_PASSWORD": settings.clickhouse_password,
+        "HISTORY_SECURE": "0",
+        "HISTORY_ENGINE": "MergeTree",
+        "JOURNAL_DIR": str(data / "journal"),
+        "KLINES_DIR": str(data / "klines"),
+    }
 
 
 def run(
@@ -148,6 +166,7 @@ def run(
     """Run all parts until `stop`, or for `seconds`, those of SYMBOLS where there are `more`; return the exit code."""
     servers: list[Part] = []
     collectors: list[Part] = []
+    given = {name: environ[name] for name in ("SYMBOLS", "HISTORY") if environ.get(name)}  # which no .env has
     try:
         port = environ["CLICKHOUSE_PORT"]
         servers.append(
@@ -163,31 +182,44 @@ def run(
             environ["MEXC_REST_URL"] = exchange.keep_address("REST", "--rest-port")
         if subprocess.run([sys.executable, "ch_setup.py"], cwd=PROJECT, env=environ, check=False).returncode:
             return 1
-        for config in ALL_CONFIGS:
+        metrics_port = load_settings(environ).metrics_port
+        for number, config in enumerate(ALL_CONFIGS):
             name = config["table_name"]
-            collectors.append(Part(name, [f"{name}dat.py"], environ))
+            collectors.append(Part(name, [f"{name}dat.py"], environ | _metrics_at(metrics_port, number)))
         if more:
-            collectors.append(Part("more", ["collect.py"], environ, prefixed=True))
+            its = environ | _metrics_at(metrics_port, len(ALL_CONFIGS))
+            collectors.append(Part("more", ["collect.py"], its, prefixed=True))
         started = time.time()
         audit = ["verif.py", "--audit", "--from", _utc(started)]  # of earlier runs, this exchange knows nothing
         if simulate:
-            given = f"MEXC_REST_URL={environ['MEXC_REST_URL']} KLINES_DIR={shlex.quote(environ['KLINES_DIR'])}"
-            say(f"Does the exchange agree? In another terminal: {given} python3 {' '.join(audit)}\n")
+            its = {name: environ[name] for name in ("MEXC_REST_URL", "KLINES_DIR")}
+            say(f"Does the exchange agree? In another terminal: {_typed(given | its)} python3 {' '.join(audit)}\n")
         exit_code = watch([*servers, *collectors], stop, seconds)
         stopped = time.time()
         for collector in collectors:
-            collector.process.terminate()  # all at once; `stop` below waits for each
+            collector.ask()  # all at once; `stop` below waits for each
         for collector in collectors:
             collector.stop()
         sys.stdout.flush()
         subprocess.run([sys.executable, "verif.py"], cwd=PROJECT, env=environ, check=False)
         if simulate and stopped // 60 - started // 60 >= 2:  # there is a whole minute
             subprocess.run([sys.executable, *audit, "--to", _utc(stopped)], cwd=PROJECT, env=environ, check=False)
-        say(f"\n{closing(load_settings(environ), started)}\n{_NEXT.format((data / 'clickhouse').relative_to(PROJECT))}")
+        export = f"export {_typed(given)} && " if given else ""
+        how_to_go_on = _NEXT.format(data=(data / "clickhouse").relative_to(PROJECT), export=export)
+        say(f"\n{closing(load_settings(environ), started)}\n{how_to_go_on}")
         return exit_code
     finally:
         for part in [*collectors, *reversed(servers)]:
             part.stop()
+
+
+def _metrics_at(port: int, number: int) -> dict[str, str]:
+    """Return a METRICS_PORT for the collector of that number, where there is to be one: no two can have the same."""
+    return {"METRICS_PORT": str(port + number)} if port else {}
+
+
+def _typed(settings: dict[str, str]) -> str:
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
 
 
 def _utc(moment: float) -> str:

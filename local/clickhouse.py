@@ -15,6 +15,7 @@ from starting is one line on stderr, and exit code 2.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -530,7 +531,9 @@ def _listen(port: int) -> socket.socket:
         listener.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise StartError(f"cannot listen on 127.0.0.1:{port}: {error}") from None
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        advice = ": end what runs there, or set CLICKHOUSE_PORT" if taken else ""
+        raise StartError(f"cannot listen on 127.0.0.1:{port}: {error}{advice}") from None
     return listener
 
 

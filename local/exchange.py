@@ -20,6 +20,7 @@ import math
 import re
 import signal
 import socket
+import ssl
 import struct
 import sys
 import time
@@ -332,6 +333,7 @@ class Options:
     seed: int = 0
     replay: Path | None = None
     log: Path | None = None
+    tls: Path | None = None
     ping_limit: float = PING_LIMIT
     fault: tuple[Fault, ...] = ()
 
@@ -340,11 +342,15 @@ class Exchange:
     """The server. `run` it once."""
 
     def __init__(self, options: Options) -> None:
-        """Raises OSError if the log or the file to replay cannot be opened."""
+        """Raises OSError if the log, the file to replay or that of TLS cannot be used."""
         self._options = options
         self._log_file = options.log.open("a", buffering=1, encoding="utf-8") if options.log else None
         if options.replay:
             options.replay.open("rb").close()
+        self._tls: ssl.SSLContext | None = None
+        if options.tls:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(options.tls)
         self._ports = [options.port, options.rest_port]
         self._clients: set[Client] = set()
         self._takers: defaultdict[str, set[Client]] = defaultdict(set)  # who has subscribed to something of a symbol
@@ -368,7 +374,8 @@ class Exchange:
         self._servers = await self._listen()
         port, rest_port = self._ports
         print(f"Simulated MEXC exchange: REST on http://{HOST}:{rest_port}")
-        print(f"Simulated MEXC exchange listening on ws://{HOST}:{port}{PATH}", flush=True)
+        scheme = "wss" if self._tls else "ws"
+        print(f"Simulated MEXC exchange listening on {scheme}://{HOST}:{port}{PATH}", flush=True)
         for fault in self._options.fault:
             self._apply(fault)
         try:
@@ -381,8 +388,8 @@ class Exchange:
     async def _listen(self) -> list[Server]:
         """Return the servers of the WebSocket and of REST, and keep their ports for the next time. Raises OSError."""
         servers = []
-        for place, process_request in enumerate((self._http, self._http_of_rest)):
-            server = await open_server(self._serve, self._ports[place], process_request)
+        for place, (process_request, tls) in enumerate(((self._http, self._tls), (self._http_of_rest, None))):
+            server = await open_server(self._serve, self._ports[place], process_request, tls)
             self._ports[place] = server.sockets[0].getsockname()[1]
             servers.append(server)
         return servers
@@ -757,6 +764,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the simulated markets (default: %(default)s)")
     add("--replay", type=Path, metavar="FILE", help="send this file's lines, as they are, instead of a simulation")
     add("--log", type=Path, metavar="FILE", help="append each market frame that was sent")
+    add("--tls", type=Path, metavar="FILE", help="be within TLS, REST aside, with this key and certificate, as PEM")
     add(
         "--ping-limit",
         type=_number(float, 0.01, 1e6),
@@ -776,7 +784,7 @@ def main() -> int:
     try:
         asyncio.run(Exchange(options).run())
     except OSError as problem:
-        where = problem.filename or options.log
+        where = problem.filename or (options.tls if isinstance(problem, ssl.SSLError) else options.log)
         print(f"exchange: cannot use {where}: {problem.strerror or problem}", file=sys.stderr)
         return 2
     return 0

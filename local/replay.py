@@ -31,6 +31,7 @@ CHANNELS = {TICKER: "ticker", DEAL: "deal", DEPTH: "depth.full"}
 QUIET = 1.0  # seconds without another subscription, after which it begins, or goes on
 LATE = 1.0  # seconds that it may be behind, and catch up; what is more it stays behind
 AT_ONCE = 500  # rows that are read ahead at a time
+STOPS = signal.SIGINT, signal.SIGTERM
 IN_A_ROW = 20  # rows at most, after which requests are answered
 
 
@@ -84,12 +85,21 @@ class Replay:
     async def run(self) -> bool:
         """Serve until all is pushed and taken (True), or until SIGINT or SIGTERM (False).
 
-        Raises OSError if it cannot listen, and what the rows raise.
+        After that these signals do nothing, so that another one does not break off the end. Raises OSError if it cannot
+        listen, and what the rows raise.
         """
-        loop = asyncio.get_running_loop()
         stopped = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stopped.set)
+        loop = asyncio.get_running_loop()
+        for number in STOPS:  # not the loop's own handlers, which go with it, before the last line is printed
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopped.set))
+        try:
+            return await self._serve_until(stopped)
+        finally:
+            for number in STOPS:
+                signal.signal(number, signal.SIG_IGN)
+
+    async def _serve_until(self, stopped: asyncio.Event) -> bool:
+        """Serve until all is pushed and taken, or until `stopped`; return whether it was the former."""
         server = await open_server(self._serve, self._port, _http)
         port = server.sockets[0].getsockname()[1]
         _say(f"Replay of {', '.join(self._symbols)} from {self.now} listening on ws://{HOST}:{port}{PATH}")

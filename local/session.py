@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable
 from contextlib import suppress
@@ -38,6 +39,7 @@ async def open_server(
     handler: Callable[[ServerConnection], Awaitable[None]],
     port: int,
     process_request: Callable[[ServerConnection, Request], Response | None],
+    tls: ssl.SSLContext | None = None,
 ) -> Server:
     """Listen on a port, 0 for any free one, as MEXC does. Raises OSError, which names the address."""
     try:
@@ -46,6 +48,7 @@ async def open_server(
             HOST,
             port,
             process_request=process_request,
+            ssl=tls,
             compression=None,
             ping_interval=None,  # MEXC expects the client to ping
             close_timeout=1,

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from functools import partial
+
+from clickhouse_driver import Client
 
 from config import Settings, all_symbols
 from pipeline.human import many
 from pipeline.messages import DEADLETTER, TICKER
+from pipeline.store.both import count_rows
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain
+from pipeline.store.compact import read_table
+from pipeline.store.history import history_of
+from pipeline.store.source import HistoryError, moment, open_history
 
 _RULE = "=" * 50
 _LINE = re.compile(r"(?P<before>(?:\S+Z )?(?P<name>\S+ +\| )?)(?P<said>.*)", re.DOTALL)  # LOG_TIME, a fleet's names
@@ -54,24 +60,33 @@ def closing(settings: Settings, started: float) -> str:
 
     ClickHouse is asked; where it does not answer, that is what is said.
     """
-    database = settings.clickhouse_database
-    of_run = {"since": datetime.fromtimestamp(started, UTC)}
+    database, since = settings.clickhouse_database, f"ts >= {moment(round(started * 1000))}"
     total, trouble, prices = 0, [], []
     client = connect(settings)
+
+    def last_ticker(client: Client, table: str) -> str:
+        ((ticker,),) = client.execute(f"SELECT argMax(m, ts) FROM {table} WHERE {since} AND mt = '{TICKER}'")
+        return str(ticker)
+
     try:
-        for config in all_symbols(settings):
-            ((rows, dead, price),) = client.execute(
-                f"SELECT count(), countIf(mt = '{DEADLETTER}'), argMaxIf(m, ts, mt = '{TICKER}')"
-                f" FROM {database}.{config['table_name']} WHERE ts >= %(since)s",
-                of_run,
-            )
-            total += rows
-            if not rows:
-                trouble.append(f"{config['symbol']} stored nothing")
-            elif dead:
-                trouble.append(f"{config['symbol']} has {many(dead, 'dead letter')}")
-            if price:
-                prices.append(f"{config['symbol']} {price.partition('|')[0]}")
+        with open_history(settings) as history:
+            for config in all_symbols(settings):
+                place = database, config["table_name"]
+                by_type = count_rows(client, *place, history, since)
+                total += (rows := sum(by_type.values()))
+                if not rows:
+                    trouble.append(f"{config['symbol']} stored nothing")
+                elif dead := by_type.get(DEADLETTER):
+                    trouble.append(f"{config['symbol']} has {many(dead, 'dead letter')}")
+                ticker = read_table(client, *place, partial(last_ticker, client))
+                if not ticker and history:  # the table may have been turned over a moment ago
+                    with history.explained():
+                        archived = database, history_of(config["table_name"])
+                        ticker = read_table(history.client, *archived, partial(last_ticker, history.client))
+                if ticker:
+                    prices.append(f"{config['symbol']} {ticker.partition('|')[0]}")
+    except HistoryError as error:
+        return str(error)
     except CLICKHOUSE_ERRORS as error:
         return explain(error, settings)
     finally:

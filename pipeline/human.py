@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+
+
+def show_warnings_plainly() -> None:
+    """Have warnings printed as a line that only says what they say."""
+    warnings.formatwarning = lambda message, *_, **__: f"{message}\n"
 
 
 def human_size(size: int) -> str:
@@ -31,6 +37,11 @@ def printable(text: str) -> str:
 def many(count: int, thing: str) -> str:
     """Return a number of things: 1 row, 12,345 rows."""
     return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def rows_that(count: int, verb: str) -> str:
+    """Return a number of rows with what they do: 1 row waits, 12,345 rows wait."""
+    return f"{many(count, 'row')} {verb}{'s' * (count == 1)}"
 
 
 def aligned(rows: Sequence[Sequence[str]], sides: str) -> list[str]:

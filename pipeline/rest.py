@@ -21,6 +21,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from config import Settings
 from pipeline.human import printable
 from pipeline.messages import parse_answer
+from pipeline.tls import explain_tls, tls
 
 TOO_MANY_REQUESTS = 510
 """MEXC's own code for that; later, it would answer."""
@@ -86,7 +87,9 @@ class Rest:
     def _ask(self, url: str) -> Any:
         """Return the data that one address answers with. Raises RestError."""
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers=_HEADERS), timeout=self._timeout) as answer:
+            request = urllib.request.Request(url, headers=_HEADERS)
+            context = tls() if request.type == "https" else None
+            with urllib.request.urlopen(request, timeout=self._timeout, context=context) as answer:
                 raw = _body(answer)
                 if answer.url != url:
                     url = f"{url}, which redirects to {answer.url}"
@@ -140,7 +143,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "no internet, or no DNS"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return explain_tls(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from config import PROJECT, Settings
-from pipeline.human import many
+from pipeline.human import many, rows_that
 
 STATUS_SUFFIX = ".status.json"
 _MAX_AGE = 30.0  # seconds; it is written each second, but a disk may be slow
@@ -75,21 +75,21 @@ def check(path: Path, settings: Settings, now: float) -> tuple[bool, str]:
     if status.journal_full:
         return False, "the journal takes no more, new rows are LOST: free some disk, or see JOURNAL_MAX_MB"
     if status.blocked:
-        return False, f"{status.blocked}; {many(status.waiting, 'row')} wait{'s' * (status.waiting == 1)}"
+        return False, f"{status.blocked}; {rows_that(status.waiting, 'wait')}"
     # A connection that is silent for this long is given up by the feed, and a new one brings frames at once.
     if status.frame_age > max(settings.stale_timeout, 3 * settings.ping_interval):
         return False, f"nothing came from the exchange for {status.frame_age:.0f} s"
     if status.trouble:
-        return False, f"{'; '.join(status.trouble)}; {status.waiting} rows wait"
+        return False, f"{'; '.join(status.trouble)}; {rows_that(status.waiting, 'wait')}"
     if status.being_compacted:
-        return True, f"its table is being compacted, {status.waiting} rows wait"
+        return True, f"its table is being compacted, {rows_that(status.waiting, 'wait')}"
     if status.stuck_for > stale_after(settings):
-        waiting = f"{status.waiting} rows wait, safe in the journal"
+        waiting = f"{rows_that(status.waiting, 'wait')}, safe in the journal"
         return False, f"ClickHouse has taken no rows for {status.stuck_for:.0f} s; {waiting}"
     if status.history_stuck_for > stale_after(settings) + settings.history_interval:
-        waiting = f"{status.history_waiting} rows wait, safe in the journal"
+        waiting = f"{rows_that(status.history_waiting or 0, 'wait')}, safe in the journal"
         return False, f"the history has taken no rows for {status.history_stuck_for:.0f} s; {waiting}"
     if status.market_age > settings.stale_timeout:
         return True, f"connected, but the market is empty: no data for {status.market_age:.0f} s"
     down = f" ({many(status.connections_down, 'connection')} down)" if status.connections_down else ""
-    return True, f"working{down}, {status.waiting} rows wait"
+    return True, f"working{down}, {rows_that(status.waiting, 'wait')}"

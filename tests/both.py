@@ -13,8 +13,8 @@ from pipeline.collect.journal import HISTORY, Journal, Position
 from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.store.client import connect
-from pipeline.store.history import pieces
 from pipeline.store.schema import parse_comment
+from tests.pieces import pieces
 from tests.stack import Stack, StoredRow
 
 START = 1_788_335_242_000

@@ -47,7 +47,6 @@ class _Engine(clickhouse.Engine):
 
         self._data, self._call, self._lock = data, chdb._chdb.query, threading.Lock()
         self.schema = object()
-        self._changed: set[str] = set()
         self._defaults: dict[str, str] = {}
         self.ask(b"CREATE DATABASE IF NOT EXISTS default", "Native")
         about = self.ask(b"SELECT version(), timezone(), hostName()", "JSONCompact")
@@ -57,16 +56,21 @@ class _Engine(clickhouse.Engine):
 
     def ask(self, sql: bytes, output: str, settings: Mapping[str, str] = NONE) -> bytes:
         """Return the answer to a statement with these settings, in that format. Raises one of ENGINE_ERRORS."""
+        changed = {name: value for name, value in settings.items() if value != self._defaults[name]}
+        state = "".join(f"SET {name} = {_quote(value)}; " for name, value in changed.items())
+        text = state + (self._touch() if b"total_rows" in sql else "") + sql.decode(errors="surrogateescape")
         with self._lock:
-            # A call's settings are still there in the next, which ends in a syntax error where one is no number.
-            self._changed |= {name for name, value in settings.items() if value != self._defaults[name]}
-            values = {name: settings.get(name, self._defaults[name]) for name in self._changed}
-            state = "".join(f"SET {name} = {_quote(value)}; " for name, value in values.items())
-            text = state + sql.decode(errors="surrogateescape")
+            (self._data / "set_statements").unlink(missing_ok=True)  # of the call before, which it would repeat
             result = self._call(text, output, path=str(self._data), udf_path="")
             if result.has_error():
                 raise RuntimeError(result.error_message())
             return result.bytes() or b""
+
+    def _touch(self) -> str:
+        """Return statements that let it know how many rows StripeLog tables have; a server would remember."""
+        found = self.ask(b"SELECT database, name FROM system.tables WHERE engine = 'StripeLog'", "JSONCompact")
+        tables = [".".join(map(_identifier, place)) for place in json.loads(found)["data"]]
+        return "".join(f"SELECT count() FROM {table}; " for table in tables)
 
     def forget_dropped(self) -> None:
         """Delete what dropped StripeLog tables have left: one with the same UUID may be made at once."""

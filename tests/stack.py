@@ -212,9 +212,9 @@ class Exchange:
     def __init__(self, stack: Stack, *options: object) -> None:
         self.log = stack.directory / f"exchange-{len(stack.processes)}.jsonl"
         self.process = stack.start("-m", "local.exchange", "--port", 0, "--log", self.log, *options)
-        self.url = self.process.wait_for(r"listening on (ws://\S+)")[1]
+        self.url = self.process.wait_for(r"listening on (wss?://\S+)")[1]
         self.rest = self.process.wait_for(r"REST on (http://\S+)")[1]
-        self.http = self.url.replace("ws://", "http://").removesuffix("/edge")
+        self.http = self.url.replace("ws", "http", 1).removesuffix("/edge")
 
     def get(self, path: str) -> Any:
         """Return the JSON that the exchange answers `path` with."""

@@ -33,7 +33,7 @@ class Hopeless(Useless):
     """The same, and another connection will hardly help: there is no hurry."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Subscription:
     asked: float | None = None
     """When it was asked for, on this connection; None where it was not."""

@@ -31,6 +31,7 @@ from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import StripeLog
 from pipeline.collect.table import Table
 from pipeline.contracts import UnknownContract
+from pipeline.human import rows_that
 from pipeline.store.client import explain, is_misconfigured
 from pipeline.store.history import explain_history, history_of
 
@@ -117,9 +118,7 @@ class _History:
 class _Tries:
     """Tells how the tries to fill a table go: it is tried each second, but said and counted less and less often."""
 
-    def __init__(
-        self, who: str, position: Position, fail: Callable[[ErrorKind, str], None], say: Callable[[str], None]
-    ) -> None:
+    def __init__(self, who: str, position: Position, fail: Callable[[str], None], say: Callable[[str], None]) -> None:
         """`who` takes the rows that wait at `position`."""
         self._who, self._position, self._fail, self._say = who, position, fail, say
         self._delays: Iterator[float] | None = None
@@ -131,13 +130,13 @@ class _Tries:
             self._delays, self._say_after = backoff(), time.monotonic()
         if time.monotonic() >= self._say_after:
             self._say_after = time.monotonic() + next(self._delays)
-            self._fail("failed INSERT", f"{line}; {self._position.waiting} rows wait")
+            self._fail(f"{line}; {rows_that(self._position.waiting, 'wait')}")
 
     def succeeded(self) -> None:
         """Note that one has not."""
         if self._delays is not None:
             self._delays = None
-            self._say(f"{self._who} takes rows again; {self._position.waiting} rows wait")
+            self._say(f"{self._who} takes rows again; {rows_that(self._position.waiting, 'wait')}")
 
 
 class _Collector:
@@ -174,7 +173,8 @@ class _Collector:
         """Serve this collector's figures to Prometheus, or to its fleet. Raises OSError where it cannot be done."""
         from pipeline.collect.metrics import Metrics  # what it imports takes memory, so only where it is wanted
 
-        metrics = Metrics(self._symbol, self._table_name, self._stats, self._heartbeat, self._stripelog)
+        log = self._history.log if self._history else None
+        metrics = Metrics(self._symbol, self._table_name, self._stats, self._heartbeat, self._stripelog, log)
         if fleet:
             metrics.answer(fleet.figures_on)
         else:
@@ -200,8 +200,9 @@ class _Collector:
         self._drain(feeds, tables)
         if self._is_refused:
             self._leave()
-        if self._journal.waiting and (self._is_refused or self._exit_code != EXIT_CONFIG):
-            self._say(f"{self._journal.waiting} rows stay in the journal; the next start sends them")
+        if (waiting := self._journal.waiting) and (self._is_refused or self._exit_code != EXIT_CONFIG):
+            it = "it" if waiting == 1 else "them"
+            self._say(f"{rows_that(waiting, 'stay')} in the journal; the next start sends {it}")
         if self._exit_code != EXIT_CONFIG:
             self._say_block(time.monotonic() - last_block)
         if self._last_words:
@@ -245,7 +246,7 @@ class _Collector:
     def _fill_table(self) -> None:
         setup_until = time.monotonic() + _SETUP_TIMEOUT
         was_in_step = False
-        tries = _Tries("ClickHouse", self._position, self._failed, self._say)
+        tries = _Tries("ClickHouse", self._position, partial(self._failed, "failed INSERT"), self._say)
         while not self._ended.is_set():
             if self._lease.is_held and self._table.in_step and not self._wait_for_rows():
                 continue
@@ -260,8 +261,12 @@ class _Collector:
             except APPEND_ERRORS as error:
                 line = str(error) if isinstance(error, TABLE_ERRORS) else explain(error, self._settings)
                 self._refusal = line if is_misconfigured(error) else ""
+                is_missing = isinstance(error, TableMissing)
                 late = time.monotonic() > setup_until
-                if not was_in_step and (late if isinstance(error, TableMissing) else is_misconfigured(error)):
+                if is_missing and self._intake.unknown:  # ch_setup.py makes no table for it, and that is no news
+                    self._ended.wait(_RETRY)
+                    continue
+                if not was_in_step and (late if is_missing else is_misconfigured(error)):
                     self._end(EXIT_CONFIG, line)
                     return
                 tries.failed(line)
@@ -290,7 +295,8 @@ class _Collector:
     def _fill_history(self) -> None:
         assert self._history is not None
         history = self._history
-        tries = _Tries(history.log.name, history.position, self._failed, self._say)
+        failed = partial(self._failed, "failed history INSERT")
+        tries = _Tries(history.log.name, history.position, failed, self._say)
         while not self._ended.is_set():
             if not self._wait_for_history(history):
                 continue

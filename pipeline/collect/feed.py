@@ -18,6 +18,7 @@ import websocket
 
 from pipeline.collect.backoff import backoff
 from pipeline.collect.channels import Hopeless, Useless
+from pipeline.tls import explain_tls, tls
 
 _PING = '{"method":"ping"}'
 _WAKE_UP = 0.5  # seconds; how soon a stop, a ping that is due or a silence is noticed
@@ -119,6 +120,7 @@ class Feed:
                 timeout=_CONNECT_TIMEOUT,
                 skip_utf8_validation=True,  # `_decode` does it, without ending the connection
                 suppress_origin=True,
+                sslopt={"context": tls()} if self._url.startswith("wss:") else None,
             )
         except _ERRORS as error:
             raise _ConnectFailed(f"Cannot connect to {self._url}: {_reason(error)}") from None
@@ -195,7 +197,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, websocket.WebSocketAddressException):
         return "no internet, or no DNS"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or error}"
+        return explain_tls(error)
     if isinstance(error, websocket.WebSocketConnectionClosedException):
         return "the connection was closed"
     if isinstance(error, OSError) and error.strerror:

@@ -1,7 +1,7 @@
 """A collector for each of many symbols, forked from one parent that has imported everything, whose memory they share.
 
 In: the symbols, and signals. Out: a process a symbol, as btcdat.py is one, and another one that says what they say
-(pipeline.collect.voice); an exit code. Promises: one that dies is started again, ever more slowly, and the others do
+(pipeline.collect.voice); an exit code. Promises: one that ends is started again, ever more slowly, and the others do
 not notice; SIGINT and SIGTERM reach all of them; if this process dies, whatever of, they are killed, and their journals
 hold what they have read. This process has one thread, no file of SQLite and no connection: nothing crosses a fork but
 what was imported and the descriptors that a process is given, and it closes all others.
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import encodings.ascii
-import encodings.idna  # noqa: F401 (with the one before: what each would import for itself at its first connection)
+import encodings.idna  # noqa: F401 (with the one before: imported at the first connection)
 import gc
 import os
+import pwd  # noqa: F401 (and this one, at that to ClickHouse)
 import signal
 import socket
 import sys
@@ -31,11 +32,14 @@ from config import Settings, SymbolConfig
 from pipeline.collect.backoff import backoff
 from pipeline.collect.collector import EXIT_CONFIG, EXIT_ERRORS, EXIT_STOPPED, Membership, collect, metrics_refused
 from pipeline.collect.voice import Source, speak
+from pipeline.store.client import connect
+from pipeline.tls import tls
 
 _TICK = 0.1  # seconds; how soon a signal or an end is noticed
 _APART = 0.02  # seconds between two starts
 _STEADY = 60.0  # seconds; after so long a run, the next start comes at once again
-_TRIES = 4  # starts in a row that end with EXIT_CONFIG; the lock of one that is just dying may be held for a moment
+_REFUSED = 120.0  # seconds; whoever ends with EXIT_CONFIG within them has not worked: it waits a minute for its table
+_TRIES = 4  # starts in a row that were refused so; the lock of one that is just dying may be held for a moment
 _TOGETHER = 3600.0  # seconds; where all have given up within them, it is for a reason that they share
 _LAST_LINES = 3.0  # seconds that the voice has to end
 _PR_SET_PDEATHSIG = 1
@@ -50,11 +54,16 @@ class _Member:
         self.lines_out, self.lines = os.pipe()
         self.asking, self.figures = (end.detach() for end in socket.socketpair(type=socket.SOCK_DGRAM))
         self.pid = 0
-        self.due: float | None = 0.0  # when to start, on the monotonic clock; None where it runs, or never will again
+        self.due: float | None = 0.0  # when to start, on the monotonic clock; None where it runs, or all end
         self.started = 0.0
         self.gave_up = -_TOGETHER  # when it last ended with EXIT_ERRORS
-        self.refusals = 0
+        self.refusals = 0  # in a row
+        self.refused_after = 0.0  # seconds
         self.delays: Iterator[float] = backoff()
+
+    def is_refused(self, now: float) -> bool:
+        """Whether it cannot run, as far as can be told; one that runs for longer than it did then may well."""
+        return self.refusals >= _TRIES and not (self.pid and now - self.started > 2 * self.refused_after)
 
 
 class Fleet:
@@ -68,6 +77,7 @@ class Fleet:
         self._listener: int | None = None
         self._voice = 0
         self._signals = 0
+        self._has_worked = False  # what works no more now may do so later: until then it may be how it is configured
         self._exit_code: int | None = None  # when it is time to end
 
     def run(self) -> int:
@@ -82,7 +92,7 @@ class Fleet:
                 return EXIT_CONFIG
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note_signal)
-        get_localzone_name_compat()  # which the driver asks for, and imports and keeps a lot
+        _prepare(self._settings)
         gc.freeze()  # or each collection would make a process's own copy of what they share
         self._start_voice()
         passed_on = 0
@@ -151,18 +161,21 @@ class Fleet:
             if exit_code != EXIT_STOPPED:
                 self._say(f"{member.name} ended with exit code {exit_code}")
             return
-        if now - member.started > _STEADY:
+        ran = now - member.started
+        if ran > _STEADY:
             member.delays = backoff()
-        member.refusals = member.refusals + 1 if exit_code == EXIT_CONFIG else 0
-        if member.refusals == _TRIES:
-            self._say(f"{member.name} ended with exit code {exit_code}, as often before: not starting it again")
-            if all(each.refusals == _TRIES for each in self._members):
-                self._end(EXIT_CONFIG, "None is left")
+        if exit_code == EXIT_CONFIG and ran < _REFUSED:
+            member.refusals, member.refused_after = member.refusals + 1, ran
+        else:
+            member.refusals = 0
+            self._has_worked = True
+        working = [each for each in self._members if not each.is_refused(now)]
+        if not working and not self._has_worked:
+            self._end(EXIT_CONFIG, f"{member.name} ended with exit code {exit_code}, as all did: ending")
             return
         if exit_code == EXIT_ERRORS:
             member.gave_up = now
-            left = [each for each in self._members if each.refusals < _TRIES]
-            if all(now - each.gave_up < _TOGETHER for each in left):
+            if all(now - each.gave_up < _TOGETHER for each in working):
                 self._end(EXIT_ERRORS, f"{member.name} ended with exit code {exit_code}, as all did: ending")
                 return
         delay = next(member.delays)
@@ -197,6 +210,13 @@ class Fleet:
                 os.waitpid(self._voice, 0)
                 return
             time.sleep(_TICK / 10)
+
+
+def _prepare(settings: Settings) -> None:
+    """Import and read what each collector would for itself, at its first connections."""
+    get_localzone_name_compat()
+    connect(settings)
+    tls()
 
 
 def _listen(settings: Settings) -> int:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pipeline.collect.errors import JournalError, JournalFull
 from pipeline.collect.journal import Journal
 from pipeline.collect.once import Once
+from pipeline.human import many
 from pipeline.messages import Row, parse_deals
 from pipeline.rest import Rest, RestError
 from pipeline.times import iso
@@ -102,7 +103,7 @@ class Gaps:
             else:
                 reach = self._reach(listed, since, until)
                 if reach != _BEHIND or not tries_left:
-                    self._say(f"{self._symbol}: {filled} missed deals filled in; {reach}")
+                    self._say(f"{self._symbol}: {many(filled, 'missed deal')} filled in; {reach}")
                     return
             if tries_left:
                 time.sleep(_RETRY)

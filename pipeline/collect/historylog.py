@@ -70,10 +70,14 @@ class Position(Protocol):
     @property
     def has_gap(self) -> bool: ...
     @property
+    def losses(self) -> int: ...
+    @property
+    def in_doubt(self) -> int: ...
+    @property
     def waiting(self) -> int: ...
     def stand(self) -> Standing: ...
     def count(self, first: int, last: int) -> int: ...
-    def seq_before(self, count: int) -> int: ...
+    def seq_of(self, number: int) -> int: ...
     def pending(self, limit: int, after: int = 0) -> list[Any]: ...
     def held(self, limit: int = ...) -> list[Any]: ...
     def adopt_here(self, token: str, number: int) -> None: ...
@@ -83,6 +87,7 @@ class HistoryLog:
     """The history of the table `name`; for use by one thread."""
 
     rows = None
+    before = 0
 
     def __init__(
         self, settings: Settings, name: str, position: Position, live: Position, say: Callable[[str], None]
@@ -90,6 +95,7 @@ class HistoryLog:
         """`position` is the history's, `live` that of the StripeLog table; `say` takes lines for the user."""
         self._settings = settings
         self._place = settings.clickhouse_database, name
+        self._token = ""  # of the history that was asked last
         self._table = f"{settings.clickhouse_database}.{name}"
         self.name = f"{settings.clickhouse_database}.{history_of(name)}"
         self._position, self._live = position, live
@@ -99,6 +105,7 @@ class HistoryLog:
             None  # what of the live position stays, as long as nothing happens
         )
         self._strangers = 0  # rows that were said to be of somebody else
+        self._kept_to: int | None = None  # the last row that it still had when it was seen to have lost some
         self._there: set[int] = set()  # rows that wait, after one that the table does not hold, and that it does hold
 
     @property
@@ -118,8 +125,9 @@ class HistoryLog:
         """Store `rows` as one block. Raises one of APPEND_ERRORS."""
         missing = [_as_stored(row) for row in rows if row[0] not in self._there]
         if missing:
-            # By its token, ClickHouse knows a block that it has already: a replica may have it without telling so.
-            token = f"{missing[0][0]} {missing[-1][0]} {len(missing)}"
+            # By its token, ClickHouse knows a block that it has already: a replica may have it without telling so. It
+            # knows it also where it has lost the rows, so those have another one then.
+            token = f"{missing[0][0]} {missing[-1][0]} {len(missing)} {self._position.losses}"
             self.inserts.insert(_TARGETS, missing, {"insert_deduplication_token": token})
 
     def state(self) -> tuple[int, str]:
@@ -131,13 +139,19 @@ class HistoryLog:
         client = self.inserts.client
         if wrong := what_is_wrong(client, *self._place):
             raise TableUnusable(wrong)
-        token = token_of(client, *self._place)
+        token = self._token = token_of(client, *self._place)
         self._there.clear()
         if token != self._position.token or self._position.has_gap:
             self._begin(token)
-        found = self._lost() or self._found()
+        found = self._lost()
+        if found:
+            self._together = None  # the journal may no longer have them: that is seen when it is asked again
+        else:
+            found = self._found()
         if not found:  # else it is asked again, when that is noted
             self._look_at_the_seam()
+        if self._position.in_doubt > max(found, 0):
+            self._together = None  # that these are there once they are sent again is looked at, too
         return self._position.rows + found, token
 
     def close(self) -> None:
@@ -188,6 +202,7 @@ class HistoryLog:
         ((last,),) = self.inserts.client.execute(query)
         if last == here.last_seq or self._was_dropped():
             return 0
+        self._kept_to = max(last, here.base_seq)
         return -self._position.count(max(last, here.base_seq) + 1, here.last_seq)
 
     def _was_dropped(self) -> bool:
@@ -216,7 +231,10 @@ class HistoryLog:
         offset = live.rows - live.number
         if not live.is_known or self._together == (live.token, offset) or here.number < max(live.base, -offset):
             return  # or it is looked at again, once the history has come to where they may have parted
-        known = beginnings(self.inserts.client, *self._place, live.token or "")
+        known = beginnings(self.inserts.client, *self._place, live.token or "", self._token)
+        if known and known[-1].n > here.next_seq:
+            return  # likewise: it has lost rows, which come again
+        known = self._still_true(known, live)
         is_whole = False
         if known:
             query = f"SELECT count() FROM {self.name} WHERE n >= {known[-1].n} AND n < {here.next_seq}"
@@ -229,7 +247,25 @@ class HistoryLog:
                     f"{self._table} and {self.name} do not have the same rows among the {many(rows - first, 'row')}"
                     f" until now: ch_setup.py --history sees to that"
                 )
-        self._together = live.token, offset
+        self._together, self._kept_to = (live.token, offset), None
+
+    def _still_true(self, known: list[Beginning], live: Standing) -> list[Beginning]:
+        """Return those of the beginnings that are still true.
+
+        None is before which the history was seen to have lost rows; nor one where the table's row before it came after
+        it, or the next one came before it: the table has lost rows that the journal forgot, too, and others stand in
+        their place by now. Of rows that are older than this journal, their numbers tell nothing.
+        """
+        kept_to = self._kept_to
+        if kept_to is not None:
+            known = [each for each in known if self._position.count(kept_to + 1, each.n - 1) <= 0]
+        last = [each.rows - live.rows + live.number for each in known]  # the number of the row before each of them
+        seq_of, count = self._position.seq_of, self._position.count
+        return [
+            each
+            for each, at in zip(known, last, strict=True)
+            if at <= 0 or (seq_of(at) < each.n and count(seq_of(at) + 1, each.n - 1) <= 0)
+        ]
 
     def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int, int]:
         """Note from where on the two go on together.
@@ -241,21 +277,25 @@ class HistoryLog:
         client, token = self.inserts.client, live.token or ""
         number = max(here.number, live.base)
         following = self._position.pending(1, after=number - here.number)
-        rows, n = live.rows - (live.number - number), following[0][0] if following else live.next_seq
+        rows = live.rows - (live.number - number)
+        n = following[0][0] if following else max(live.next_seq, here.next_seq)
         if rows < 0:  # the table was made after the rows that come next
             n = self._position.pending(1, after=number - here.number - rows)[0][0]
             rows = 0
-        known = beginnings(client, *self._place, token)
-        if known and known[-1].rows <= rows:
+        known = self._still_true(beginnings(client, *self._place, token, self._token), live)
+        known = [each for each in known if each.rows <= rows and each.n < n]
+        if known:
             first, after = known[-1].rows, known[-1].n - 1
         else:
             first, after = 0, n - rows - 1
-            if before := self._position.seq_before(here.number - number + rows):  # of those, the history may have some
+            # Of those, the history may have some.
+            if before := self._position.seq_of(number - rows):
                 after = min(after, before)
-            if was_made_anew:  # and took rows before that was noticed
-                ((count, lowest),) = client.execute(f"SELECT count(), min(n) FROM {self.name} WHERE n < {n}")
-                after = min(after, lowest - 1) if count else after
-        record(client, *self._place, token, Beginning(first, rows, max(0, after), n))
+            if was_made_anew or not before:  # it took rows before that was noticed; or its newest, so many at most
+                newest = f"SELECT n FROM {self.name} WHERE n < {n} ORDER BY n DESC LIMIT {rows}"
+                ((count, lowest),) = client.execute(f"SELECT count(), min(n) FROM ({newest})")
+                after = min(after, lowest - 1 - (rows - count)) if count else after  # the others come below them
+        record(client, *self._place, token, Beginning(first, rows, max(0, after), n), self._token)
         return rows, first, number
 
 

@@ -49,7 +49,7 @@ class Intake:
         self._heartbeat = heartbeat
         self._say = say
         self._give_up = give_up
-        self._once = Once(journal)
+        self._once = Once(journal, settings.connections)
         self._config = config
         self._rest = Rest(settings)
         self._gaps = Gaps(self._rest, self.symbol, journal, self._once, say)
@@ -174,22 +174,22 @@ class Intake:
 
     def succeeded(self, connection: _Connection, *kinds: ErrorKind) -> None:
         """Begin to count errors of these kinds anew."""
-        if connection.failures:
-            for kind in kinds:
-                connection.failures.pop(kind, None)
+        for kind in kinds:
+            connection.failures.pop(kind, None)
 
     def _market_data(self, connection: _Connection, message: Message) -> None:
         now = connection.newest = time.monotonic()
         self._has_data, self.unknown = True, ""
         if connection is not self._front and (not self._front.is_up or now - self._front.newest > _LAGS):
             self._front = connection
-        self.succeeded(connection, "dropped connection", "error frame")
         self._gaps.data_came(message.ts_ms)
         method = "sub." + message.channel.removeprefix("push.")
         if connection.channels.came(method, now):
             self._subscribed(connection, method, message.ts_ms)
-        if not connection.channels.trouble:
-            self.succeeded(connection, "dead subscription")
+        if connection.failures:
+            self.succeeded(connection, "dropped connection", "error frame")
+            if not connection.channels.trouble:
+                self.succeeded(connection, "dead subscription")
         if message.volume24:
             connection.channels.traded(message.volume24, now)
         if not message.rows:

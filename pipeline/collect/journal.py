@@ -562,17 +562,20 @@ class Position:
         """Return where it stands at this moment."""
         journal = self._journal
         with journal._lock:
-            number = max(self._number, journal._number(journal.oldest - 1))
+            number = self._here()
             found = journal._query("SELECT seq FROM rows WHERE seq > ? ORDER BY seq LIMIT 1", journal._seq(number))
             next_seq = found[0][0] if found else journal.newest + 1 if journal._has_begun else journal._first
             last_seq = journal._seq(self._number) if self._number > self._base else 0
             base_seq = journal._seq(self._base)
             return Standing(self.token, self.rows, number, self._base, base_seq, last_seq, next_seq, self.is_open)
 
-    def seq_before(self, count: int) -> int:
-        """Return the seq of the row that is so many before the next one; 0 where that is not known any more."""
-        with self._journal._lock:
-            return self._journal._seq(max(0, self._number - count))
+    def seq_of(self, number: int) -> int:
+        """Return the seq of the row with that number, or one below all of them; 0 where it is not known."""
+        journal = self._journal
+        with journal._lock:
+            if number <= 0:
+                return journal._firsts[0] - 1 if journal._before[:1] == [0] else 0
+            return journal._seq(number)
 
     def count(self, first: int, last: int) -> int:
         """Return how many rows have a seq from `first` to `last`."""
@@ -583,7 +586,7 @@ class Position:
         """Return the rows that wait, `limit` at most, oldest first, without the first `after`: tuples of `columns`."""
         journal = self._journal
         with journal._lock:
-            seq = journal._seq(self._number + after)
+            seq = journal._seq(self._here() + after)
             return journal._query(f"SELECT {self.columns} FROM rows WHERE seq > ? ORDER BY seq LIMIT ?", seq, limit)
 
     def held(self, limit: int = -1) -> list[Any]:
@@ -632,6 +635,12 @@ class Position:
             self.rows += count
             self._journal._trim()
 
+    @property
+    def losses(self) -> int:
+        """A number that is another one each time a table beside another has lost rows."""
+        with self._journal._lock:
+            return self._number - self.rows
+
     def go_back(self, count: int) -> int:
         """Note that the table lost its last `count` rows; return how many of them wait again. Raises JournalFull.
 
@@ -641,11 +650,12 @@ class Position:
             lowest = max(self._base, self._journal._number(self._journal.oldest - 1))
             again = max(0, min(count, self._number - lowest))
             number = self._number - again
+            rows = self.rows - count - bool(self._beside)  # which nobody counts, see `losses`
             if again == count:
                 self._settle(number)
-                self.rows -= count
+                self.rows = rows
             else:
-                self._go_to(number, rows=self.rows - count)
+                self._go_to(number, rows=rows)
             return again
 
     def adopt(self, token: str | None, rows: int, skip: int) -> None:
@@ -661,6 +671,10 @@ class Position:
         """Go on after the row with that number, in a table that has this `token`. Raises JournalFull."""
         with self._journal._lock:
             self._go_to(number, token=token, rows=number, _is_adrift=False)
+
+    def _here(self) -> int:
+        """Return the number of the row before those that wait and are here."""
+        return max(self._number, self._journal._number(self._journal.oldest - 1))
 
     def _go_to(self, number: int, **changes: Any) -> None:
         self._change(_number=number, _base=number, _sent=number, _known_to=number, **changes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import get_args
 
@@ -26,6 +27,7 @@ from prometheus_client.registry import Collector
 
 from config import Settings
 from pipeline.collect.health import Heartbeat
+from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.stats import ErrorKind, Stats
 from pipeline.collect.stripelog import StripeLog
 from pipeline.messages import TYPE_NAMES
@@ -38,8 +40,16 @@ _ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000)
 class Metrics(Collector):
     """The figures of one collector."""
 
-    def __init__(self, symbol: str, table_name: str, stats: Stats, heartbeat: Heartbeat, stripelog: StripeLog) -> None:
-        """Begin to note the INSERTs into `stripelog`."""
+    def __init__(
+        self,
+        symbol: str,
+        table_name: str,
+        stats: Stats,
+        heartbeat: Heartbeat,
+        stripelog: StripeLog,
+        history: HistoryLog | None,
+    ) -> None:
+        """Begin to note the INSERTs into `stripelog`, and into `history` where there is one."""
         self._labels = {"symbol": symbol, "table": table_name}
         self._stats = stats
         self._heartbeat = heartbeat
@@ -53,6 +63,9 @@ class Metrics(Collector):
         )
         self._insert_rows = self._histogram("mexc_insert_rows", "Rows of an INSERT", _ROWS)
         stripelog.inserts.on_insert = self._inserted
+        self._history_took: float | None = None
+        if history:
+            history.inserts.on_insert = self._inserted_into_history
 
     def serve(self, settings: Settings) -> None:
         """Answer Prometheus in a thread of its own, for as long as the process lives. Raises OSError."""
@@ -109,6 +122,19 @@ class Metrics(Collector):
             "mexc_last_compaction_duration_seconds", "How long the last of them took", compaction.took or None
         )
 
+        if status.history_waiting is not None:
+            yield self._gauge(
+                "mexc_history_waiting_rows", "Rows not known to be in the history", status.history_waiting
+            )
+            yield self._gauge(
+                "mexc_history_stuck_seconds",
+                "For how long rows wait and the history has taken none",
+                status.history_stuck_for,
+            )
+            yield self._gauge(
+                "mexc_history_last_insert_timestamp_seconds", "When the history last took rows", self._history_took
+            )
+
     def _channel_times(self, status: Status) -> Metric:
         family = GaugeMetricFamily(
             "mexc_last_push_timestamp_seconds",
@@ -122,6 +148,9 @@ class Metrics(Collector):
     def _inserted(self, rows: int, seconds: float) -> None:
         self._insert_rows.observe(rows)
         self._insert_seconds.observe(seconds)
+
+    def _inserted_into_history(self, rows: int, seconds: float) -> None:
+        self._history_took = time.time()
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
         family = Histogram(name, text, self._labels, registry=self._registry, buckets=buckets)

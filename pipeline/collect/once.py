@@ -23,9 +23,10 @@ _COMPARED = 20_000  # deals of the journal that a list is compared with
 class Once:
     """The rows of one symbol, by whichever thread."""
 
-    def __init__(self, journal: Journal) -> None:
-        """Begin with the deals that `journal` has."""
+    def __init__(self, journal: Journal, connections: int = 1) -> None:
+        """Begin with the deals that `journal` has. Of one connection, all books and tickers are new."""
         self._journal = journal
+        self._has_several = connections > 1
         self._lock = threading.Lock()
         self._came: OrderedDict[Hashable, int] = OrderedDict()  # -> the connection that brought it
         self._filled: Counter[Hashable] = Counter()  # deals that REST gave, until the feed brings them
@@ -39,13 +40,16 @@ class Once:
         """
         with self._lock:
             new: list[Row] = []
+            keys: list[Hashable] = []
             for row in rows:
-                if self._is_new(row, connection, in_front) and not (row.mt == DEAL and row.id and row in new):
+                key = _key(row) if row.mt == DEAL or self._has_several else None
+                if self._is_new(row, key, connection, in_front) and not (row.mt == DEAL and key and key in keys):
                     new.append(row)
+                    keys.append(key)
             if new:
                 self._journal.append(new, received_us)
-                for row in new:
-                    if key := _key(row):
+                for key in keys:
+                    if key:
                         self._remember(key, connection)
             return len(rows) - len(new)
 
@@ -72,8 +76,7 @@ class Once:
                 self._filled.update(_likeness(deal.event_ms, deal.m) for deal in missed.values())
             return len(missed)
 
-    def _is_new(self, row: Row, connection: int, in_front: bool) -> bool:
-        key = _key(row)
+    def _is_new(self, row: Row, key: Hashable, connection: int, in_front: bool) -> bool:
         if not key and not in_front:
             return False
         if key and (first := self._came.get(key)) is not None:

@@ -12,7 +12,13 @@ from pipeline.messages import DEADLETTER, DEAL, DEPTH, TICKER
 _RULE = "=" * 50
 
 ErrorKind = Literal[
-    "failed connect", "dropped connection", "error frame", "dead subscription", "failed INSERT", "failed sync"
+    "failed connect",
+    "dropped connection",
+    "error frame",
+    "dead subscription",
+    "failed INSERT",
+    "failed history INSERT",
+    "failed sync",
 ]
 
 OTHER = "other"

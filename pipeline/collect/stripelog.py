@@ -30,7 +30,7 @@ class StripeLog:
         self._say = say
         self.compaction = AutoCompaction(settings, name, say)
         self.inserts = Inserts(settings, self.name)
-        self._before = 0  # rows that it had before it was turned over
+        self.before = 0  # rows that it had before it was turned over, or old ones dropped
 
     def at_once(self, rows: list[Any]) -> list[Any]:
         """Return the rows: one INSERT may have all of them."""
@@ -57,7 +57,7 @@ class StripeLog:
 
     def rows(self, after: int) -> Iterator[Any]:
         """Yield the rows but the first `after`, in order. All are read for that: StripeLog has no index."""
-        offset = max(0, after - self._before)
+        offset = max(0, after - self.before)
         query = f"SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM {self.name} LIMIT 1000000000 OFFSET {offset}"
         with connect(self._settings, query_settings=ALL_ROWS | {"max_threads": 1}) as client:
             yield from client.execute_iter(query)
@@ -83,5 +83,5 @@ class StripeLog:
         if not found or found[0][0] is None:
             raise self.inserts.missing()
         count, comment = found[0]
-        token, self._before = parse_comment(comment)
-        return self._before + count, token
+        token, self.before = parse_comment(comment)
+        return self.before + count, token

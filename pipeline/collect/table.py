@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from pipeline.collect.errors import TableMissing
+from pipeline.human import many
 
 _TAIL = 20  # rows by which a table's last one is told from others that are equal to it
 _CHUNK = 10_000  # rows of the journal in memory at a time, while they are compared
@@ -51,6 +52,8 @@ class Target(Protocol):
     """
 
     name: str
+    before: int
+    """How many of its rows it has no more, all of them this journal's: those before it was turned over or dropped."""
 
     def state(self) -> tuple[int, str]:
         """Return the number of rows and the creation token, when nothing of ours is under way any more."""
@@ -135,7 +138,8 @@ class Table:
         known = position.rows if token == position.token else None
         if known is not None and count < known:
             self._say_what_was_lost(known - count, position.go_back(known - count))
-            return []
+            # By seq, rows that come after those that are lost may be there: it is asked which.
+            return self._get_in_step() if self._target.rows is None else []
         if known is not None and (count - known in possible or self._target.rows is None):
             settled = position.pending(count - known) if is_one_insert else []
             position.advance(count - known)
@@ -148,19 +152,20 @@ class Table:
         position.adopt(token, count, ours - lost)
         if known is None:
             if was is not None:
-                self._say(f"{name} was reset: it holds {count:,} rows; {position.waiting:,} waiting rows go there")
+                go = f"{many(position.waiting, 'waiting row')} go{'es' * (position.waiting == 1)}"
+                self._say(f"{name} was reset: it holds {many(count, 'row')}; {go} there")
             if lost:
                 self._say_what_was_lost(lost, lost)
         elif self._is_new and at_once:
             self._say(
-                f"WARNING: {name} holds {count:,} rows, {count - known - ours:,} more than the journal knows: it has"
-                " forgotten them (a power loss, an older copy of it), or somebody else wrote; going on after them."
+                f"WARNING: {name} holds {many(count, 'row')}, {count - known - ours:,} more than the journal knows: it"
+                " has forgotten them (a power loss, an older copy of it), or somebody else wrote; going on after them."
                 " A table must have one writer"
             )
         else:
             self._say(
-                f"WARNING: somebody else wrote to {name}: it holds {count:,} rows, at most {known + ours:,} are this"
-                " collector's; going on after them. A table must have one writer"
+                f"WARNING: somebody else wrote to {name}: it holds {many(count, 'row')}, at most {known + ours:,} are"
+                " this collector's; going on after them. A table must have one writer"
             )
         return settled
 
@@ -171,11 +176,12 @@ class Table:
     def _say_what_was_lost(self, count: int, again: int) -> None:
         name = self._target.name
         if again == count:
-            self._say(f"{name} lost its last {count:,} rows: sending them again")
+            rows = "row: sending it" if count == 1 else f"{count:,} rows: sending them"
+            self._say(f"{name} lost its last {rows} again")
         else:
             self._say(
-                f"WARNING: {name} lost {count:,} rows, and the first {count - again:,} of them are no longer in the"
-                " journal; sending the others again"
+                f"WARNING: {name} lost {many(count, 'row')}, and the first {count - again:,} of them are no longer in"
+                " the journal; sending the others again"
             )
 
     def _lost_since_its_last(self, count: int) -> int:
@@ -191,13 +197,14 @@ class Table:
     def _compare(self, known: int | None, comparable: int) -> tuple[int, bool]:
         """Return how many of the first `comparable` waiting rows the table has been sent.
 
-        They were sent in order. So after the `known` rows of a table these are as many of the first ones as are found
-        there in order. In another table, or one of which nothing is known, they may begin with any row: those before
-        it went elsewhere. The second value is whether they stand there at once, with none of somebody else's before or
-        between.
+        They were sent in order. So after the `known` rows of a table these are the ones that it had before it was
+        turned over, and as many of the next ones as are found there in order. In another table, or one of which nothing
+        is known, they may begin with any row: those before it went elsewhere. The second value is whether they stand
+        there at once, with none of somebody else's before or between.
         """
-        found, at_once = 0, True
-        chunk: list[Any] = self._position.pending(min(_CHUNK, comparable))
+        found = 0 if known is None else min(max(0, self._target.before - known), comparable)
+        at_once = True
+        chunk: list[Any] = self._position.pending(min(_CHUNK, comparable - found), after=found)
         at = 0
         first = None if known is not None else {tuple(row): n for n, row in reversed(list(enumerate(chunk)))}
         for row in self._rows(known or 0):

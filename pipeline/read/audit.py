@@ -22,19 +22,20 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from clickhouse_driver import Client
 
-from config import Settings, SymbolConfig
+from config import Settings, SymbolConfig, load_settings
 from pipeline.progress import progress
+from pipeline.read.decode import LoadError, as_moment, symbol_config
 from pipeline.read.klines import MINUTE, Bar, Klines
 from pipeline.rest import Rest
-from pipeline.store.client import permitted
-from pipeline.store.source import History, Source, moment, read_rows
+from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, permitted
+from pipeline.store.source import History, HistoryError, Source, moment, open_history, read_rows
 from pipeline.times import to_ms
 
 LATEST_MS = 2_000
@@ -134,6 +135,25 @@ def audit(
     rest = Rest(settings)
     bounds = (to_ms(start) if start else None, to_ms(end) if end else None)
     return [_audit_symbol(client, settings, rest, config, bounds, show_progress, history) for config in configs]
+
+
+def audit_symbol(
+    symbol: str, start: datetime | date | str | None = None, end: datetime | date | str | None = None
+) -> SymbolAudit:
+    """Return the audit of a symbol, for scripts and notebooks; arguments are those of `pipeline.read.load`.
+
+    Raises ValueError for an argument that cannot be used, and LoadError.
+    """
+    settings = load_settings()
+    config = symbol_config(symbol, settings)
+    try:
+        with connect(settings) as client, open_history(settings) as history:
+            (found,) = audit(client, settings, [config], start=as_moment(start), end=as_moment(end), history=history)
+    except HistoryError as error:
+        raise LoadError(str(error)) from None
+    except CLICKHOUSE_ERRORS as error:
+        raise LoadError(explain(error, settings)) from None
+    return found
 
 
 def _audit_symbol(

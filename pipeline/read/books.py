@@ -1,13 +1,13 @@
 """Order books as what changes from one to the next, which is what tools that keep a book of their own are fed with.
 
-In: tables of depth, oldest book first. Out: the changes that lead to each book. Promise: whoever makes them, in their
-order, has each book at all its levels, those of 20 that left it included. The first book, and each one after a gap,
-comes whole: nothing is known of what it has changed.
+In: tables of depth, oldest book first, and what book was there before. Out: the changes that lead to each book.
+Promise: whoever makes them, in their order, has each book at all its levels, those of 20 that left it included. The
+first book, and each one after a gap, comes whole: nothing is known of what it has changed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,8 +56,16 @@ def books(depth: pa.Table) -> Books:
     return Books(depth["ts"].cast(pa.int64()).to_numpy(), prices, contracts)
 
 
-def changes(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, Changes]]:
+def last_prices(depth: pa.Table) -> list[float | None]:
+    """Return the prices of the levels of a table's last book, as `changes` takes them."""
+    ((*prices,),) = books(depth.slice(len(depth) - 1)).prices.tolist()
+    return [None if np.isnan(price) else price for price in prices]
+
+
+def changes(tables: Iterable[pa.Table], after: Sequence[float | None] = ()) -> Iterator[tuple[pa.Table, Changes]]:
     """Yield parts of these tables of depth, and what leads to their books.
+
+    `after` are the prices of the book that the reader has when this begins, see `last_prices`; none if it has none.
 
     A book that comes whole comes so: first each level of the one before it as one that went, then its own levels as a
     snapshot, then the same once more, as changes. For there are tools that make nothing of a snapshot that no change
@@ -65,7 +73,8 @@ def changes(tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, Changes]]:
     their book (nautilus_trader).
     """
     nothing = np.full((1, 2 * DEPTH_LEVELS), np.nan)
-    before = Books(np.array([-DEPTH_SILENCE_MS - 1]), nothing, nothing)
+    prices = np.array([after], np.float64) if after else nothing
+    before = Books(np.array([-DEPTH_SILENCE_MS - 1]), prices, nothing)
     for table in tables:
         for start in range(0, len(table), _AT_ONCE):
             part = table.slice(start, _AT_ONCE)

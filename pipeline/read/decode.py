@@ -69,7 +69,9 @@ _FIELDS = {
     DEAL: {"price": _NUMBER, "contracts": _NUMBER, "side": "[12]"},
     DEPTH: {"bids": _LEVELS, "asks": _LEVELS},
 }
-_ROWS = {mt: "^" + r"\|".join(fields.values()) + "$" for mt, fields in _FIELDS.items()}
+ROWS = {mt: "^" + r"\|".join(fields.values()) + "$" for mt, fields in _FIELDS.items()}
+"""What the texts of rows that decode match: message type -> regular expression of RE2, which ClickHouse has, too."""
+
 _LONGEST_NUMBER = 16 + 1 + 18  # characters; what is longer ends in zeros
 
 _OF_ALL = pc.ScalarAggregateOptions(skip_nulls=False)
@@ -149,7 +151,7 @@ def decode(
     rows = pa.array(texts, pa.large_string())  # a string array ends at 2 GB, which a million books come close to
     bad = []
     if mt != DEADLETTER:
-        good = pc.match_substring_regex(rows, _ROWS[mt])
+        good = pc.match_substring_regex(rows, ROWS[mt])
         if good.false_count:
             places = np.flatnonzero(~good.to_numpy(zero_copy_only=False)).tolist()
             bad = [BadRow(int(ts_ms[i]), texts[i], _what_is_wrong(mt, texts[i])) for i in places]
@@ -269,13 +271,10 @@ def load(
     """
     mt = _type(name)
     settings = load_settings()
-    table = _find_symbol(symbol, settings)["table_name"]
+    table = symbol_config(symbol, settings)["table_name"]
     database = settings.clickhouse_database
-    start, end = (
-        time if time is None or isinstance(time, datetime) else parse_time(str(time)) for time in (start, end)
-    )
-    condition = condition_of(mt, start, end)
-    contract = known_contract(settings, _find_symbol(symbol, settings))
+    condition = condition_of(mt, as_moment(start), as_moment(end))
+    contract = known_contract(settings, symbol_config(symbol, settings))
     size = contract.size if contract else None
     with _open_source(settings, table) as source:
         batches = list(stream(source, mt, condition, exact=exact, contract_size=size, batch_rows=_BATCH_ROWS))
@@ -293,7 +292,7 @@ def newest_day(symbol: str, name: str) -> tuple[datetime, datetime]:
     and LoadError, also where there is no row.
     """
     settings = load_settings()
-    table = _find_symbol(symbol, settings)["table_name"]
+    table = symbol_config(symbol, settings)["table_name"]
     day = f"intDiv(toUnixTimestamp64Milli(ts), {_DAY // timedelta(milliseconds=1)})"
     select, of_type = f"SELECT DISTINCT {day} AS day FROM", f"WHERE mt = '{_type(name)}' ORDER BY day DESC LIMIT 2"
     with _open_source(settings, table) as source, source.explained():
@@ -309,12 +308,13 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
 
     The columns are start, open, high, low, close, contracts, coins, buy_contracts, deals and vwap.
 
-    `interval` is such as "1s", "5m", "1h" or "1d", or a timedelta of whole milliseconds; candles begin at its multiples
-    since 1970-01-01 UTC, so days are UTC's. `open` and `close` are of the first and the last deal by time, where deals
-    of the same millisecond keep the order they are stored in. `contracts` is what was traded, `coins` how much that is,
-    or null where it is not known of each deal; `buy_contracts` is what of the contracts was bought by the taker.
-    `deals` is their number and `vwap` the volume-weighted average price, a float also where `deals` is exact. An
-    interval without deals has no candle. Raises ValueError for an interval that cannot be used.
+    `interval` is such as "1s", "5m", "1h" or "1d", or a timedelta of whole milliseconds; candles begin at its
+    multiples since 1970-01-01 UTC, so days are UTC's. `open` and `close` are of the first and the last deal by time,
+    where deals of the same millisecond keep the order they are stored in. `contracts` is what was traded, `coins` how
+    much that is, or null where it is not known of each deal; `buy_contracts` is what of the contracts was bought by
+    the taker. Of these three, a float is the one nearest to the sum. `deals` is their number and `vwap` the volume-
+    weighted average price, a float also where `deals` is exact. An interval without deals has no candle. Raises
+    ValueError for an interval that cannot be used.
     """
     step = interval_ms(interval)
     times = deals["ts"].cast(_TIME).cast(pa.int64()).to_numpy()  # those of a file that others wrote may be finer
@@ -324,6 +324,8 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
     price, contracts, side = (deals[name] for name in ("price", "contracts", "side"))
     is_old = "coins" not in deals.column_names  # in a file of an older version
     coins = pa.nulls(len(deals), contracts.type) if is_old else deals["coins"]
+    paid = pc.multiply(price.cast(pa.float64()), contracts.cast(pa.float64()))
+    (contracts, whole_contract), (coins, whole_coin) = _whole(contracts), _whole(coins)
     start_of_each = times // step * step
     first = np.append(0, np.flatnonzero(start_of_each[1:] != start_of_each[:-1]) + 1)[: len(times)]
     starts, count = start_of_each[first], np.diff(first, append=len(times))
@@ -334,12 +336,13 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
         "contracts": contracts,
         "coins": coins,
         "bought": pc.if_else(pc.equal(side, "buy"), contracts, pa.scalar(0, pa.int8()).cast(contracts.type)),
-        "paid": pc.multiply(price.cast(pa.float64()), contracts.cast(pa.float64())),
+        "paid": paid,
     }
     totals = [(name, "sum", _OF_ALL) for name in ("contracts", "coins", "bought", "paid")]
     grouped = pa.table(columns).group_by("start", use_threads=False)  # with threads, sums differ from run to run
     found = grouped.aggregate([("price", "max"), ("price", "min"), *totals]).sort_by("start")
-    traded = found["contracts_sum"].cast(pa.float64())
+    summed = _divided(found["contracts_sum"], whole_contract)
+    traded = summed.cast(pa.float64())
     return pa.table(
         {
             "start": pa.array(starts).cast(_TIME),
@@ -347,13 +350,32 @@ def candles(deals: pa.Table, interval: str | timedelta) -> pa.Table:
             "high": found["price_max"],
             "low": found["price_min"],
             "close": price.take(first + count - 1),
-            "contracts": found["contracts_sum"],
-            "coins": found["coins_sum"],
-            "buy_contracts": found["bought_sum"],
+            "contracts": summed,
+            "coins": _divided(found["coins_sum"], whole_coin),
+            "buy_contracts": _divided(found["bought_sum"], whole_contract),
             "deals": count,
             "vwap": pc.divide(found["paid_sum"], pc.if_else(pc.equal(traded, 0), None, traded)),
         }
     )
+
+
+def _whole(amounts: pa.Array | pa.ChunkedArray) -> tuple[pa.Array | pa.ChunkedArray, float]:
+    """Return floats times a power of ten that makes them whole, and that: whole numbers add up without rounding.
+
+    What has more than 15 digits after the point stays as it is, and so do decimals.
+    """
+    if not pa.types.is_floating(amounts.type):
+        return amounts, 1.0
+    rest = amounts.drop_null().to_numpy()
+    for scale in 10.0 ** np.arange(16):
+        rest = rest[np.rint(rest * scale) / scale != rest]
+        if not len(rest):
+            return pc.round(pc.multiply(amounts, scale)), float(scale)
+    return amounts, 1.0
+
+
+def _divided(sums: pa.ChunkedArray, whole: float) -> pa.ChunkedArray:
+    return sums if whole == 1 else pc.divide(sums, whole)
 
 
 def top_of_book(depth: pa.Table) -> pa.Table:
@@ -438,7 +460,7 @@ def _level_columns(side: str) -> list[str]:
 
 
 def _split(mt: str, rows: pa.Array, exact: bool, contract_size: Decimal | None) -> list[pa.Array]:
-    """Return the columns of `rows` after `ts`; each row is as _ROWS has it."""
+    """Return the columns of `rows` after `ts`; each row is as ROWS has it."""
     if mt == DEADLETTER:
         return [rows.cast(pa.string())]
     lists = pc.split_pattern(rows, "|")
@@ -477,7 +499,8 @@ def _coins(contracts: pa.Array, contract_size: Decimal | None) -> pa.Array:
         return pa.nulls(len(contracts), contracts.type)
     if not pa.types.is_decimal(contracts.type):
         times, parts = contract_size.as_integer_ratio()  # so that 3 x 0.1 is 0.3
-        return pc.divide(pc.multiply(contracts, float(times)), float(parts))
+        numbers, whole = _whole(contracts)
+        return pc.divide(pc.multiply(numbers, float(times)), parts * whole)
     size = pa.scalar(Decimal(f"{contract_size:f}"))
     wide = (contracts.cast(pa.decimal256(34, 18)), size.cast(pa.decimal256(size.type.precision, size.type.scale)))
     coins = pc.round(pc.multiply(*wide), 18)
@@ -498,7 +521,7 @@ def _numbers(texts: pa.Array, exact: bool) -> pa.Array:
 
 
 def _what_is_wrong(mt: str, text: str) -> str:
-    """Return why `text` is not as _ROWS has it."""
+    """Return why `text` is not as ROWS has it."""
     fields = text.split("|")
     expected = _FIELDS[mt]
     if len(fields) != len(expected):
@@ -553,12 +576,18 @@ def _open_source(settings: Settings, table: str) -> Iterator[Source]:
             raise LoadError(f"Table {database}.{table} does not exist: run ch_setup.py") from None
 
 
-def _find_symbol(name: str, settings: Settings) -> SymbolConfig:
+def symbol_config(name: str, settings: Settings) -> SymbolConfig:
+    """Return the symbol of a name, as `load` takes it. Raises ValueError."""
     configs = all_symbols(settings)
     config = find_symbol(name, configs)
     if config is None:
         raise ValueError(f"unknown symbol {name!r}: give one of {known_symbols(configs)}")
     return config
+
+
+def as_moment(time: datetime | date | str | None) -> datetime | None:
+    """Return a time, as `load` takes it, as a datetime. Raises ValueError."""
+    return time if time is None or isinstance(time, datetime) else parse_time(str(time))
 
 
 def _milliseconds(moment: datetime) -> int:

@@ -46,6 +46,7 @@ from pipeline.human import human_size, many
 from pipeline.messages import DEAL
 from pipeline.progress import progress
 from pipeline.read import decode, ohlcv, tardis
+from pipeline.read.books import last_prices
 from pipeline.read.decode import BadRow
 from pipeline.read.klines import MINUTE, Bar, Klines
 from pipeline.read.places import Bucket, Folder, Paths, Place
@@ -80,6 +81,7 @@ _DAYS_AT_ONCE = 16  # days that are being written; there are more only if rows l
 _ROWS_AT_ONCE = 10_000_000  # of days that are being held, where nothing can be written before a day is whole
 _GZIP_LEVEL = 6  # 9, which is usual, takes far longer for little
 _NEW_FILE, _NEW_RECORD = ".tmp", ".json.tmp"  # ends of names
+_COINS = "coins"  # in a file's style
 _EXAMPLES = 3  # of a day's rows that do not decode
 _LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
 _COMPACTION = 600.0  # seconds to wait for one to end
@@ -148,7 +150,12 @@ class Job:
     @property
     def style(self) -> str:
         """What else a file depends on; one of another style is written again."""
-        return "-".join(["times with T"] * (self.format == "csv") + ["coins"] * self.coins)
+        parts = {
+            "times with T": self.format == "csv",
+            "each with a time": self.format == "tardis",  # earlier ones left out rows that a history was given later
+            _COINS: self.coins,
+        }
+        return "-".join(part for part, is_so in parts.items() if is_so)
 
     @property
     def source(self) -> str:
@@ -286,6 +293,8 @@ class _Exporter:
         is_tardis = job.format == "tardis"
         self._tardis = Tardis(job.type, self._symbol, job.exchange, size) if is_tardis else None
         self._closes: dict[int, float] = {}
+        self._there: list[int] = []  # the days that have a record
+        self._records: dict[int, _Record | None] = {}  # those of them that were read
         self._klines = Klines(settings, Rest(settings), self._symbol) if job.fill else None
 
     def export(self, start: date | None, end: date | None) -> None:
@@ -293,9 +302,10 @@ class _Exporter:
         low = _number(start) if start else 0
         high = _number(end) if end else _number(date.max)
         counted = self._count(low, high)
-        if self._job.is_flat and counted:
-            self._closes = self._last_prices()
-            counted = {day: counted.get(day, 0) for day in range(min(counted), max(counted) + 1)}
+        if self._job.is_flat and (closes := self._last_prices()):
+            self._closes = closes
+            between = range(max(low, min(closes)), min(high, max(closes) + 1))
+            counted = {day: counted.get(day, 0) for day in sorted(counted.keys() | set(between))}
         if self._job.fill:
             first = low if start else min(counted, default=high)
             last = min(high - 1 if end else max(counted, default=high), int(time.time() * 1000) // _DAY_MS)
@@ -304,14 +314,16 @@ class _Exporter:
             say(f"{self._symbol}: no {self._job.source} in the time asked for")
             return
         with _locked(self._place.aside / self._directory, self._place.name(self._directory)):
-            done = self._written | self._kept
-            todo = {day: rows for day, rows in counted.items() if day not in done and self._is_to_be_done(day, rows)}
-            for day in [day for day, rows in todo.items() if not rows]:
-                self._write_without_deals(day)
-                del todo[day]
-            while todo:
-                for day in self._read(todo, counted):
+            self._look_what_is_there()
+            while todo := self._todo(counted):
+                for day in [day for day, rows in todo.items() if not rows]:
+                    self._write_without_deals(day)
                     del todo[day]
+                while todo:
+                    for day in self._read(todo, counted):
+                        del todo[day]
+                if self._job.type != tardis.OF_CHANGES:
+                    break  # else there may be days that go on from one that was written
         self._result.kept += len(self._kept)
         self._result.already_there += len(counted.keys() - self._written - self._kept)
 
@@ -362,7 +374,45 @@ class _Exporter:
 
     def _style(self, day: int) -> str:
         """Return what else a day's file depends on than its rows: see `Job.style`."""
-        return f"{self._job.style} {self._span(day)}" if self._job.is_flat else self._job.style
+        of_day = [self._span(day)] * self._job.is_flat + [f"after {after}" for after in [self._after(day)] if after]
+        return " ".join(map(str, [self._job.style, *of_day]))
+
+    def _look_what_is_there(self) -> None:
+        """Find the days that are there. Raises ExportError where contracts and coins would be mixed."""
+        records, ending = self._paths(0).record.parent, f".{self._job.ending}.json"
+        with using(self._place.name(records)):
+            names = self._place.names(records)
+        self._there, self._records = [], {}
+        for name in sorted(names):
+            with suppress(ValueError):  # it is none of ours
+                if name.endswith(ending):
+                    self._there.append(_number(date.fromisoformat(name.removesuffix(ending).partition("=")[2])))
+        newest = self._newest_before(_number(date.max))
+        if newest and (_COINS in newest.style) != self._job.coins:
+            there, to_do = ("contracts", "leave --coins away") if self._job.coins else ("coins", "give --coins as well")
+            raise ExportError(
+                f"{self._symbol}: what is there of {self._job.name} is in {there}: {to_do}, or give another --out"
+            )
+
+    def _record(self, day: int) -> _Record | None:
+        """Return the record of a day's file; None where there is none."""
+        if day not in self._records:
+            self._records[day] = _Record.of(self._place, self._paths(day))
+        return self._records[day]
+
+    def _newest_before(self, day: int) -> _Record | None:
+        """Return the record of the newest file that is of a day before that one."""
+        earlier = (self._record(each) for each in reversed(self._there) if each < day)
+        return next(filter(None, earlier), None)
+
+    def _after(self, day: int) -> list[float | None]:
+        """Return how the file ends that a day's goes on from."""
+        before = self._newest_before(day) if self._job.type == tardis.OF_CHANGES else None
+        return before.ends_with if before else []
+
+    def _todo(self, counted: Mapping[int, int]) -> dict[int, int]:
+        done = self._written | self._kept
+        return {day: rows for day, rows in counted.items() if day not in done and self._is_to_be_done(day, rows)}
 
     def _is_to_be_done(self, day: int, rows: int) -> bool:
         paths = self._paths(day)
@@ -377,7 +427,7 @@ class _Exporter:
                         f"{self._place.name(other)} is there, and a tree with both would have its rows twice: give"
                         f" --compress {compress}, or another --out"
                     )
-        record = _Record.of(self._place, paths)
+        record = self._record(day)
         if record is None:
             return True
         why = ""
@@ -439,7 +489,7 @@ class _Exporter:
         return self._source or Source(client, f"{self._settings.clickhouse_database}.{self._table}")
 
     def _begin(self, day: int) -> _DayFile:
-        return _DayFile(self._place, self._paths(day), self._job, self._token, self._style(day), self._tardis)
+        return _DayFile(self._place, self._paths(day), self._job, self._token, self._tardis)
 
     def _write_without_deals(self, day: int) -> None:
         file = self._begin(day)
@@ -458,7 +508,7 @@ class _Exporter:
             filled = len(more)
             candles = pa.concat_tables([made, more]).sort_by("start")
             file.write(self._laid_out(day, candles) if self._job.is_ohlcv else candles)
-            before = _Record.of(self._place, self._paths(day))
+            before = self._record(day)
             if before and before.rows > file.rows:
                 file.abandon()
                 fewer = (
@@ -469,7 +519,8 @@ class _Exporter:
                 return
         elif self._job.is_ohlcv:
             file.write(self._laid_out(day, file.derive()))
-        record = file.finish()
+        record = file.finish(self._style(day), self._after(day))
+        self._records[day], self._there = record, sorted({*self._there, day})
         self._written.add(day)
         self._result.files += 1
         self._result.rows += record.rows
@@ -628,6 +679,8 @@ class _Record:
     """Whether MEXC's bars are in it, as far as it is to have any, or there are none."""
     style: str = ""
     """What else it depends on, see `Job.style`; older versions knew of nothing."""
+    ends_with: list[float | None] = field(default_factory=list)
+    """Of a file of changes, the last book: see pipeline.read.books.last_prices."""
 
     @classmethod
     def of(cls, place: Place, paths: Paths) -> _Record | None:
@@ -644,7 +697,7 @@ class _Record:
 class _DayFile:
     """A file that is being written, under another name until it is whole. Raises ExportError if it cannot be."""
 
-    def __init__(self, place: Place, paths: Paths, job: Job, token: str, style: str, tardis: Tardis | None) -> None:
+    def __init__(self, place: Place, paths: Paths, job: Job, token: str, tardis: Tardis | None) -> None:
         self.source_rows = 0
         self.is_filled = True
         self.bad: list[BadRow] = []
@@ -653,7 +706,8 @@ class _DayFile:
         self._held: list[pa.Table] = []
         self._held_bytes = 0
         self._place, self._paths, self._name = place, paths, place.name(paths.file)
-        self._job, self._token, self._style, self._tardis = job, token, style, tardis
+        self._job, self._token, self._tardis = job, token, tardis
+        self._ends_with: list[float | None] = []
         schema = job.schema
         with using(self._name):
             self._spool = Spool(paths.new_file.parent) if tardis else None
@@ -669,6 +723,8 @@ class _DayFile:
                 hour = next(hours, None)
             if hour is None:
                 return
+            if self._job.type == tardis.OF_CHANGES:
+                self._ends_with = last_prices(hour)
             yield hour
 
     def add(self, rows: pa.Table, bad: Sequence[BadRow]) -> None:
@@ -701,10 +757,13 @@ class _DayFile:
         with using(self._name):
             self._writer.write((_with_times_as_text(table) if self._job.format == "csv" else table).combine_chunks())
 
-    def finish(self) -> _Record:
-        """Give the file its name once it is on the disk, and return its record."""
+    def finish(self, style: str, after: Sequence[float | None]) -> _Record:
+        """Give the file its name once it is on the disk, and return its record.
+
+        `after` is what the file before it ends with, if it goes on from there.
+        """
         if self._spool and self._tardis:
-            for table in self._tardis.tables(self._from_spool()):
+            for table in self._tardis.tables(self._from_spool(), after):
                 self.write(table)
         elif self._held:
             self.write(self.derive() if self._job.needs_whole_days else pa.concat_tables(self._held))
@@ -714,9 +773,18 @@ class _DayFile:
                 part.close()
             os.fsync(self._descriptor)
             size = os.fstat(self._descriptor).st_size
-            exact, columns = self._job.exact, self._job.schema.names
-            read, written = (self.source_rows, self._undecoded), self._rows
-            record = _Record(*read, written, size, exact, self._token, columns, self.is_filled, self._style)
+            record = _Record(
+                source_rows=self.source_rows,
+                undecoded=self._undecoded,
+                rows=self._rows,
+                bytes=size,
+                exact=self._job.exact,
+                token=self._token,
+                columns=self._job.schema.names,
+                is_filled=self.is_filled,
+                style=style,
+                ends_with=self._ends_with,
+            )
             paths.new_record.write_text(json.dumps(asdict(record)))
             self._place.publish(paths)
         os.close(self._descriptor)

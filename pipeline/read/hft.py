@@ -1,8 +1,8 @@
 """Deals and books as hftbacktest's array of events, straight from ClickHouse.
 
 In: a symbol and a range of time. Out: what `hftbacktest.data.utils.tardis.convert` makes of Tardis' files of the same
-range, without the files, and without hftbacktest being there. Quantities are contracts: `linear_asset(contract_size)`
-tells a backtest what one is.
+day, without the files, and without hftbacktest being there; of a longer range the same books, though each day's file
+begins with a whole one. Quantities are contracts: `linear_asset(contract_size)` tells a backtest what one is.
 """
 
 from __future__ import annotations

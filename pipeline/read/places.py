@@ -13,28 +13,38 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.files import sync
 
-SCHEMES = ("s3", "gs")
 _SENT_AT_ONCE = 8 << 20  # bytes
+_REFUSALS = (OSError, pa.ArrowException)  # the second where Google's keys are none
+_GIVE_UP = "retry_limit_seconds=15"  # Google's library goes on for a quarter of an hour, and says nothing meanwhile
+_GOOGLE = re.compile(r"google::cloud::Status\((\w+): (?:.*(?:last message of|error message was:) )?(.*?) *error_info=")
+_KEYS = "check the keys and what they may do: read, list, write and delete"
 _CHECK = {
-    "ACCESS_DENIED": "check the keys and what they may do: read, list, write and delete",
-    "INVALID_ACCESS_KEY_ID": "check AWS_ACCESS_KEY_ID",
-    "SIGNATURE_DOES_NOT_MATCH": "check AWS_SECRET_ACCESS_KEY",
-    "NO_SUCH_BUCKET": "make the bucket first",
-    "NETWORK_CONNECTION": "try again; for others than AWS, AWS_ENDPOINT_URL is where they are",
+    "AWS Error ACCESS_DENIED ": _KEYS,
+    "AWS Error INVALID_ACCESS_KEY_ID ": "check AWS_ACCESS_KEY_ID",
+    "AWS Error SIGNATURE_DOES_NOT_MATCH ": "check AWS_SECRET_ACCESS_KEY",
+    "AWS Error NO_SUCH_BUCKET ": "make the bucket first",
+    "AWS Error NETWORK_CONNECTION ": "try again; for others than AWS, AWS_ENDPOINT_URL is where they are",
+    "Google is PERMISSION_DENIED: ": _KEYS,
+    "Google is UNAUTHENTICATED: ": _KEYS,
+    "Google is NOT_FOUND: ": "make the bucket first",
+    "Google is UNAVAILABLE: ": "try again, and check GOOGLE_APPLICATION_CREDENTIALS, the file of the keys",
+    "credentials file": "check GOOGLE_APPLICATION_CREDENTIALS",
 }
-"""What to do about what S3 answers."""
+"""What to do about what S3, or Google, answers."""
 
 
 class Paths(NamedTuple):
@@ -73,6 +83,12 @@ class Folder:
             return (self._root / path).read_bytes()
         return None
 
+    def names(self, directory: PurePosixPath) -> list[str]:
+        """Return the names of what is in a directory; none where there is no such directory. Raises OSError."""
+        with suppress(FileNotFoundError):
+            return [path.name for path in (self._root / directory).iterdir()]
+        return []
+
     def publish(self, paths: Paths) -> None:
         """Give a file, which is on the disk, and its record their names. Raises OSError."""
         file, record = self._root / paths.file, self._root / paths.record
@@ -90,10 +106,16 @@ class Bucket:
     def __init__(self, uri: str) -> None:
         """Take an address as pyarrow.fs has it. Raises ValueError for one that cannot be used, and OSError."""
         scheme = urlsplit(uri).scheme
-        if scheme not in SCHEMES:
-            raise ValueError(f"{scheme}:// is no place to export to: give a folder, s3://bucket/prefix or gs://")
-        with _in_one_line():
-            self._storage, root = fs.FileSystem.from_uri(uri)
+        is_google = scheme in ("gs", "gcs")
+        limit = ("&" if "?" in uri else "?") + _GIVE_UP if is_google and "retry_limit_seconds=" not in uri else ""
+        with _in_one_line((OSError,)):  # what else is raised is a ValueError
+            try:
+                self._storage, root = fs.FileSystem.from_uri(uri + limit)
+            except pa.ArrowInvalid as error:
+                if "Unrecognized filesystem" not in str(error):
+                    raise
+                why = f"{scheme}:// is no place to export to: give a folder, s3://bucket/prefix, gs://bucket/prefix"
+                raise ValueError(why) from None
         self._root = PurePosixPath(root)
         if not root:
             raise ValueError(f"{uri} names no bucket: give such as {scheme}://bucket/prefix")
@@ -121,6 +143,11 @@ class Bucket:
         with _in_one_line(), self._storage.open_input_stream(self._at(path)) as file:
             content: bytes = file.read()
         return content
+
+    def names(self, directory: PurePosixPath) -> list[str]:
+        with _in_one_line():
+            found = self._storage.get_file_info(fs.FileSelector(self._at(directory), allow_not_found=True))
+        return [each.base_name for each in found]
 
     def publish(self, paths: Paths) -> None:
         on_its_way = paths.record.with_name(paths.new_file.name)
@@ -154,11 +181,13 @@ Place = Folder | Bucket
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Say in a line what object storage answers, and what to do."""
+def _in_one_line(kinds: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[None]:
+    """Say in a line what object storage answers, and what to do, as an OSError."""
     try:
         yield
-    except OSError as error:
-        text = " ".join(str(error).split())
-        advice: Any = next((advice for what, advice in _CHECK.items() if f"AWS Error {what} " in text), "")
+    except kinds as error:
+        text = " ".join(str(getattr(error, "strerror", None) or error).split())
+        if found := _GOOGLE.search(text):
+            text = f"the answer of Google is {found[1]}: {found[2]}"
+        advice = next((advice for what, advice in _CHECK.items() if what in text), "")
         raise OSError(f"{text}; {advice}" if advice else text) from None

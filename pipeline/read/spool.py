@@ -13,15 +13,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _HOUR_US = 3_600_000_000
 
 
 def local_us(rows: pa.Table) -> npt.NDArray[np.int64]:
-    """Return when rows were received, in microseconds since the epoch; MEXC's time where that is not kept."""
-    name = "received" if "received" in rows.column_names else "ts"
-    times: npt.NDArray[np.int64] = rows[name].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
-    return times
+    """Return when rows were received, in microseconds since the epoch; MEXC's time for each where that is not known.
+
+    A history knows it of what it was fed with, and not of what `ch_setup.py --history` has copied.
+    """
+    times = rows["ts"].cast(pa.timestamp("us", tz="UTC"))
+    if "received" in rows.column_names:
+        times = pc.coalesce(rows["received"], times)
+    found: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
+    return found
 
 
 def in_order(rows: pa.Table) -> pa.Table:

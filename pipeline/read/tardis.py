@@ -9,7 +9,7 @@ Two tools decide what a book has to look like (`pipeline.read.books.changes`): h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -23,9 +23,12 @@ from pipeline.messages import DEPTH_LEVELS
 from pipeline.read.books import Changes, changes
 from pipeline.read.spool import local_us
 
+OF_CHANGES = "incremental_book_L2"
+"""What has changed from book to book: the type whose files go on from each other."""
+
 SOURCES = {
     "trades": "deals",
-    "incremental_book_L2": "depth",
+    OF_CHANGES: "depth",
     "book_snapshot_25": "depth",
     "quotes": "depth",
     "derivative_ticker": "tickers",
@@ -41,7 +44,7 @@ _TEXT = pa.dictionary(pa.int8(), pa.string())
 _FIRST = [("exchange", _TEXT), ("symbol", _TEXT), ("timestamp", _US), ("local_timestamp", _US)]
 _COLUMNS = {
     "trades": [("id", pa.string()), ("side", _TEXT), ("price", _NUMBER), ("amount", _NUMBER)],
-    "incremental_book_L2": [("is_snapshot", _FLAG), ("side", _TEXT), ("price", _NUMBER), ("amount", _NUMBER)],
+    OF_CHANGES: [("is_snapshot", _FLAG), ("side", _TEXT), ("price", _NUMBER), ("amount", _NUMBER)],
     "book_snapshot_25": [
         (f"{side}[{level}].{what}", _NUMBER)
         for level in range(_LEVELS)
@@ -75,10 +78,13 @@ class Tardis:
         """Return what Tardis calls the file of a day."""
         return f"{self.exchange}_{self.type}_{day}_{self.symbol}.csv.gz"
 
-    def tables(self, messages: Iterable[pa.Table]) -> Iterator[pa.Table]:
-        """Yield what is made of all messages of a day, which come in the order they were received in."""
-        if self.type == "incremental_book_L2":
-            for depth, changed in changes(messages):
+    def tables(self, messages: Iterable[pa.Table], after: Sequence[float | None] = ()) -> Iterator[pa.Table]:
+        """Yield what is made of all messages of a day, which come in the order they were received in.
+
+        `after` is how the file of books before this one ends, for `pipeline.read.books.changes`.
+        """
+        if self.type == OF_CHANGES:
+            for depth, changed in changes(messages, after):
                 yield self._changes(depth, changed)
             return
         make = {"trades": self._trades, "derivative_ticker": self._tickers}.get(self.type, self._books)
@@ -95,7 +101,8 @@ class Tardis:
     def _trades(self, deals: pa.Table) -> list[Any]:
         numbers = pa.nulls(len(deals), pa.string())
         if "id" in deals.column_names:  # 0 is that of a deal that MEXC gave none
-            numbers = pc.if_else(pc.equal(deals["id"], 0), None, deals["id"].cast(pa.string()))
+            number = deals["id"]
+            numbers = pc.if_else(pc.equal(number, pa.scalar(0, number.type)), None, number.cast(pa.string()))
         return [numbers, deals["side"], deals["price"], self._amount(deals["contracts"])]
 
     def _books(self, depth: pa.Table) -> list[Any]:

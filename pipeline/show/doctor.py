@@ -73,7 +73,7 @@ def examine(project: Path, environ: Mapping[str, str]) -> list[Line]:
     docker = _Docker(project, environ)
     checks: list[Callable[[], Iterable[Line]]] = [
         lambda: _env(project, values),
-        lambda: _docker(docker, values),
+        lambda: _docker(docker, values, wrong if _is_docker_used(docker, settings, configs, values) else note),
         lambda: _disk(project, settings),
         lambda: _here(settings),
         lambda: _clickhouse(settings, configs),
@@ -203,12 +203,24 @@ class _Docker:
         return said[-1] if said else ""
 
 
-def _docker(docker: _Docker, values: Mapping[str, str]) -> Iterator[Line]:
+def _is_docker_used(
+    docker: _Docker, settings: Settings, configs: Sequence[SymbolConfig], values: Mapping[str, str]
+) -> bool:
+    """Return whether containers collect, or are to: not where collectors have run here without them, nor without .env.
+
+    A VPN is for containers only.
+    """
+    is_here = any(status_path(settings, config["table_name"]).exists() for config in configs)
+    return bool(docker.containers or values.get("NORDVPN_USER") or (values and not is_here))
+
+
+def _docker(docker: _Docker, values: Mapping[str, str], lacking: Callable[[str], Line]) -> Iterator[Line]:
+    """Yield what Docker is; `lacking` makes the line of what containers need and is not there."""
     if not docker.is_installed:
         yield note("Docker: not installed; collectors run without it, too")
         return
     if not docker.version:
-        yield wrong(
+        yield lacking(
             "Docker does not answer: sudo systemctl start docker; or sudo usermod -aG docker you, then log in again"
         )
         return
@@ -217,19 +229,19 @@ def _docker(docker: _Docker, values: Mapping[str, str]) -> Iterator[Line]:
     if version := docker.run("docker", "compose", "version", "--short"):
         yield well(f"docker compose {version}")
     elif (version := docker.run("docker-compose", "version", "--short")).startswith("1.") and major >= 25:
-        yield wrong(
+        yield lacking(
             f"docker-compose {version} cannot replace containers with Docker {docker.version} (KeyError:"
             " 'ContainerConfig'): sudo apt-get install docker-compose-v2, or docker-compose-plugin"
         )
     elif version:
         yield well(f"docker-compose {version}")
     else:
-        yield wrong("Docker Compose is not installed: sudo apt-get install docker-compose-v2, or docker-compose")
+        yield lacking("Docker Compose is not installed: sudo apt-get install docker-compose-v2, or docker-compose")
     device = Path(values.get("TUN_DEVICE") or "/dev/net/tun")
     if not device.exists():
-        yield wrong(f"{device} is missing: sudo modprobe tun; or, to run without VPN, TUN_DEVICE=/dev/null in .env")
+        yield lacking(f"{device} is missing: sudo modprobe tun; or, to run without VPN, TUN_DEVICE=/dev/null in .env")
     elif device == Path("/dev/null") and values.get("NORDVPN_USER"):
-        yield wrong("TUN_DEVICE=/dev/null, but a VPN needs /dev/net/tun: take it out of .env")
+        yield lacking("TUN_DEVICE=/dev/null, but a VPN needs /dev/net/tun: take it out of .env")
     else:
         yield well(str(device))
 
@@ -347,7 +359,7 @@ def _clickhouse(settings: Settings, configs: Sequence[SymbolConfig]) -> Iterator
                 name = config["table_name"]
                 engine, rows = found.get(name, ("", None))
                 if engine == ENGINE:
-                    yield well(f"Table {name}{'' if rows is None else f': {rows:,} rows'}")
+                    yield well(f"Table {name}" + ("" if rows is None else f": {many(rows, 'row')}"))
                 elif engine:
                     yield wrong(
                         f"Table {name} has the engine {engine}, not {ENGINE}: rename or drop it, run ch_setup.py"
@@ -377,10 +389,14 @@ def _collectors(settings: Settings, configs: Sequence[SymbolConfig]) -> Iterator
 
 
 def _ages(status: str) -> str:
-    """Return what a status file says of waiting rows and of the newest push of each channel, if it can be read."""
+    """Return what a status file says of waiting rows, and how old the newest push of each channel is by now.
+
+    Nothing where it cannot be read.
+    """
     try:
         found = Status(**json.loads(status))
     except (ValueError, TypeError):
         return ""
-    newest = [f"{channel} {length(age)} ago" for channel, age in found.channel_ages.items()]
+    since = max(0.0, time.time() - found.written)
+    newest = [f"{channel} {length(age + since)} ago" for channel, age in found.channel_ages.items()]
     return "".join(f"; {part}" for part in (f"{many(found.waiting, 'row')} waiting", *newest))

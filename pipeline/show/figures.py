@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 from clickhouse_driver import Client
 
 from pipeline.read.audit import SymbolAudit
-from pipeline.read.quality import LEVELS, ChannelQuality, SymbolQuality
+from pipeline.read.quality import LEVELS, ChannelQuality, Gap, SymbolQuality
 from pipeline.store.client import permitted
 from pipeline.store.source import History, Source, moment, read_rows
 from pipeline.store.storage import TableStorage
@@ -26,7 +26,7 @@ from pipeline.times import to_ms
 
 _BUCKETS = 1500  # points of a series, at most; a screen has not many more pixels across
 _MARKS = 400  # gaps of a lane, drawn one by one; where there are more, neighbours are joined
-_SHORT = 10.0  # seconds of a minute, at least, for a rate
+_FEWEST = 2  # whole minutes, where what goes by the minute can be drawn
 _MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 240, 360, 720, 1440)
 _LANES = {"tickers": "tickers", "depth": "depth", "all": "rows of any channel"}
 """The channels that gaps are told of, in the order they are drawn -> what was missing in one."""
@@ -38,6 +38,8 @@ class PricePoint:
 
     ts_ms: int
     """Where these seconds begin: milliseconds since the epoch, UTC."""
+    step_ms: int
+    """How long they are, in milliseconds: the next ones begin after that, if they have a price."""
     mid: float
     """Halfway between best bid and best ask: the average, and from `low` to `high`."""
     low: float
@@ -90,22 +92,25 @@ def read_prices(
         return found
 
     rows = read_rows(client, database, table, read, history)
-    return [PricePoint(bucket * step_ms, *prices) for bucket, *prices in rows or ()]
+    return [PricePoint(bucket * step_ms, step_ms, *prices) for bucket, *prices in rows or ()]
 
 
 def figures(
     symbol: SymbolQuality, table: TableStorage, prices: Sequence[PricePoint], audit: SymbolAudit | None = None
 ) -> dict[str, Any]:
     """Return what page.js draws for a symbol. Times are seconds since the epoch."""
-    rates = {channel.name: _rate(channel, symbol) for channel in symbol.channels if channel.rows}
+    is_drawn = has_minutes(symbol)
+    rates = {channel.name: _rate(channel, symbol) for channel in symbol.channels if channel.rows and is_drawn}
+    shown = examined_range(symbol)
+    lanes = {name: [gap for gap in symbol.gaps if gap.channel == name] for name in _LANES}
     return {
-        "range": examined_range(symbol),
+        "range": shown,
         "lanes": [
-            {"name": name.capitalize(), "missing": missing, "gaps": _marks(symbol, name)}
-            for name, missing in _LANES.items()
+            {"name": name.capitalize(), "missing": _LANES[name], "gaps": marks(gaps, shown)}
+            for name, gaps in lanes.items()
         ],
         "rates": rates,
-        "prices": _price_series(prices),
+        "prices": price_series(prices),
         "growth": _cumulated(symbol, table),
         "missing": _missing(audit) if audit else None,
     }
@@ -117,19 +122,26 @@ def examined_range(symbol: SymbolQuality) -> list[float]:
     return [start, end] if end > start else [start - 0.5, end + 0.5]
 
 
-def _marks(symbol: SymbolQuality, channel: str) -> list[tuple[float, float, int, float]]:
-    """Return the gaps of a lane: start, end, how many gaps these are, how many seconds they have in all.
+def has_minutes(symbol: SymbolQuality) -> bool:
+    """Return whether enough whole minutes were examined to draw rows by the minute."""
+    return len(_whole_minutes(symbol)) >= _FEWEST
 
-    They are one each, unless there are more of them than can be told apart.
+
+def _whole_minutes(symbol: SymbolQuality) -> range:
+    """Return the examined minutes, since the epoch, but for those at both ends, which are whole only by chance."""
+    start, end = examined_range(symbol)
+    return range(math.ceil(start / 60), math.floor(end / 60))
+
+
+def marks(gaps: Iterable[Gap], shown: Sequence[float]) -> list[tuple[float, float, int, float]]:
+    """Return gaps, by start, as they are drawn: start, end, how many gaps these are, how many seconds they have in all.
+
+    They are one each, unless there are more of them than can be told apart; `shown` is the range that is drawn.
     """
-    marks = [
-        (gap.start_ms / 1000, gap.end_ms / 1000, 1, round(gap.seconds, 3))
-        for gap in symbol.gaps
-        if gap.channel == channel
-    ]
+    marks = [(gap.start_ms / 1000, gap.end_ms / 1000, 1, round(gap.seconds, 3)) for gap in gaps]
     if len(marks) <= _MARKS:
         return marks
-    start, end = examined_range(symbol)
+    start, end = shown
     near = (end - start) / _MARKS
     joined = marks[:1]
     for mark in marks[1:]:
@@ -142,14 +154,9 @@ def _marks(symbol: SymbolQuality, channel: str) -> list[tuple[float, float, int,
 
 
 def _rate(channel: ChannelQuality, symbol: SymbolQuality) -> dict[str, Any]:
-    """Return rows a minute: of each minute, or of several the average with the least and the most.
-
-    The minutes at both ends are whole only by chance, and left out.
-    """
-    start, end = examined_range(symbol)
-    first, last = math.ceil(start / 60), math.floor(end / 60)
-    if last - first < 3:
-        return _short_rate(channel, start, end)
+    """Return rows a minute: of each whole minute, or of several the average with the least and the most."""
+    whole = _whole_minutes(symbol)
+    first, last = whole.start, whole.stop
     width = _width(last - first)
     buckets: list[list[int]] = [[] for _ in range(-(-(last - first) // width))]
     for second, rows in channel.by_minute.items():
@@ -164,17 +171,6 @@ def _rate(channel: ChannelQuality, symbol: SymbolQuality) -> dict[str, Any]:
         "low": [min(bucket) if len(bucket) == count else 0 for bucket, count in zip(buckets, minutes, strict=True)],
         "high": [max(bucket, default=0) for bucket in buckets],
     }
-
-
-def _short_rate(channel: ChannelQuality, start: float, end: float) -> dict[str, Any]:
-    """Return the same from all that there is of a few minutes; a null where that is next to nothing of one."""
-    first, last = math.floor(start / 60), math.ceil(end / 60)
-    mean = []
-    for minute in range(first, last):
-        seconds = min(end, (minute + 1) * 60) - max(start, minute * 60)
-        too_short = seconds < _SHORT and last - first > 1
-        mean.append(None if too_short else round(channel.by_minute.get(minute * 60, 0) * 60 / seconds, 1))
-    return {"start": first * 60, "step": 60, "mean": mean}
 
 
 def _missing(audit: SymbolAudit) -> dict[str, Any] | None:
@@ -199,11 +195,11 @@ def _width(minutes: int) -> int:
     return next((width for width in _MINUTES if width >= least), -(-least // 1440) * 1440)
 
 
-def _price_series(prices: Sequence[PricePoint]) -> dict[str, Any] | None:
-    """Return the prices by column, with a null where there were none for a while."""
+def price_series(prices: Sequence[PricePoint]) -> dict[str, Any] | None:
+    """Return the prices by column, with a null where there were none for a while; times are seconds."""
     if not prices:
         return None
-    step_ms = min((after.ts_ms - before.ts_ms for before, after in pairwise(prices)), default=1000)
+    step_ms = prices[0].step_ms
     digits = _digits(statistics.median(abs(point.spread) for point in prices))
     columns: dict[str, list[Any]] = {name: [] for name in ("times", "mid", "low", "high", "spread", "widest")}
     for number, point in enumerate(prices):

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -23,7 +23,7 @@ from string import Template
 from typing import Any
 
 from config import Settings
-from pipeline.human import length, many, printable
+from pipeline.human import human_size, length, many, printable
 from pipeline.read.audit import Difference, SymbolAudit
 from pipeline.read.quality import (
     ALL_SILENCE_MS,
@@ -35,19 +35,22 @@ from pipeline.read.quality import (
     SymbolQuality,
 )
 from pipeline.show.audit_report import most_first, percent
-from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures
+from pipeline.show.figures import PricePoint, disk_bytes, examined_range, figures, has_minutes
 from pipeline.status import stale_after
-from pipeline.store.storage import Storage, TableStorage, advice
+from pipeline.store.storage import Storage, TableStorage, advice, records_by_type
 from pipeline.store.tiers import Tiers
 from pipeline.times import iso, to_ms
 
 _ASSETS = Path(__file__).parent / "assets"
 _LAG = 10.0  # seconds, that one of two connections may be behind the other
-_NAMED = 3  # symbols in the headline; where more need a look, it has their number
+_NAMED = 3  # symbols in the headline, and below it; where there are more, they have their number, and the worst first
 _LISTED_GAPS = 8
 _LISTED_MINUTES = 8
 _LISTED_KINDS = 8
+_EXAMPLE = 160  # characters of something that the exchange has sent
+_REPEATED = 16  # times that a character comes in a row, from where on it is said how often
 _COMPACTING = 300.0  # seconds; a compaction can keep rows waiting that long
+_LEVELS = ("bad", "look", "well")
 _TYPES = {"t": "tickers", "d": "deals", "dp": "depth", "dl": "dead letters"}
 _DEPTH, _TICKERS, _ALL = (f"{ms / 1000:g} s" for ms in (DEPTH_SILENCE_MS, TICKER_SILENCE_MS, ALL_SILENCE_MS))
 _KINDS = {
@@ -86,10 +89,14 @@ def render(
     looks = [
         _look(symbol, made_ms, limit, audit_of.get(symbol.table)) for symbol, limit in zip(quality, limits, strict=True)
     ]
+    if len(quality) > _NAMED:
+        pairs = sorted(zip(quality, looks, strict=True), key=lambda pair: (_urgency(pair[1]), pair[0].coverage or 0))
+        quality, looks = [symbol for symbol, _ in pairs], [look for _, look in pairs]
     ranges = [examined_range(symbol) for symbol in quality if symbol.start_ms is not None]
     whole = [min(start for start, _ in ranges), max(end for _, end in ranges)] if ranges else None
     data: dict[str, Any] = {"range": whole, "symbols": {}}
-    cards, sections = [], []
+    cards: list[_Html] = []
+    sections: list[_Html] = []
     for symbol, look in zip(quality, looks, strict=True):
         table = tables.get(symbol.table, TableStorage(symbol.table))
         cards.append(_card(symbol, look, table, made_ms))
@@ -99,24 +106,28 @@ def render(
             drawn = figures(symbol, table, prices.get(symbol.table, []), audit)
             data["symbols"][symbol.table] = drawn
             charts = _charts(symbol, drawn, whole, audit)
+        level = _LEVELS[_urgency(look)]
+        is_shown = len(quality) <= _NAMED or (level != "well" and len(sections) < _NAMED)
         sections.append(
             _fill(
-                "symbol.html",
+                "symbol.html" if is_shown else "folded.html",
                 table=symbol.table,
                 symbol=symbol.symbol,
+                level=level,
+                verdict=_in_short(symbol, look),
                 range=_whole_times(_examined(symbol)),
                 findings=_join(_finding(said) for said in look),
                 charts=charts,
             )
         )
-    verdict, level = _verdict(quality, looks)
+    verdict, whole_level = _verdict(quality, looks)
     styles = {name: _asset(f"{name}.css") for name in ("uPlot.min", "page")}
     scripts = {name: _asset(f"{name}.js") for name in ("uPlot.iife.min", "page")}
     return _fill(
         "page.html",
         policy=_policy(scripts.values(), styles.values()),
         title=f"{verdict} · MEXC archive",
-        level=level,
+        level=whole_level,
         verdict=verdict,
         subject=_whole_times(_subject(quality, whole, made_ms)),
         cards=_join(cards),
@@ -261,12 +272,18 @@ def _verdict(quality: Sequence[SymbolQuality], looks: Sequence[list[_Said]]) -> 
     return f"{who} {need} a look", "bad" if any("bad" in level for level in levels.values()) else "look"
 
 
+def _urgency(look: Sequence[_Said]) -> int:
+    """Return the place in _LEVELS of the worst that is said."""
+    return min((_LEVELS.index(said.level) for said in look if said.level in _LEVELS), default=_LEVELS.index("well"))
+
+
 def _newest(symbol: SymbolQuality) -> int | None:
     return max((channel.last_ms for channel in symbol.channels if channel.last_ms is not None), default=None)
 
 
 def _subject(quality: Sequence[SymbolQuality], whole: list[float] | None, made_ms: int) -> str:
-    symbols = _and([symbol.symbol for symbol in quality])
+    names = [symbol.symbol for symbol in quality]
+    symbols = _and(names) if len(names) <= _NAMED else many(len(names), "symbol")
     if whole is None:
         return f"{symbols}, as of {_time(made_ms)} UTC."
     start, end = (round(second * 1000) for second in whole)
@@ -283,16 +300,6 @@ def _examined(symbol: SymbolQuality) -> str:
 def _time(ts_ms: int) -> str:
     """2026-10-12 03:14:05"""
     return iso(ts_ms)[:19].replace("T", " ")
-
-
-def _size(size: float) -> str:
-    """As page.js writes it: the units of verif.py's report, with their full names."""
-    unit = "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if size < 1023.95:
-            break
-        size, unit = size / 1024, larger
-    return f"{size:,.{1 if unit != 'B' and size < 100 and size % 1 else 0}f} {unit}"
 
 
 def _and(names: Sequence[str]) -> str:
@@ -345,30 +352,45 @@ def _policy(scripts: Iterable[str], styles: Iterable[str]) -> str:
 
 
 def _card(symbol: SymbolQuality, look: list[_Said], table: TableStorage, made_ms: int) -> _Html:
-    wrong = list(dict.fromkeys(said.short for said in look if said.level in ("look", "bad")))
     newest = _newest(symbol)
     most = f", longest {length(max(gap.seconds for gap in symbol.uncovered))}" if symbol.uncovered else ""
     disk = disk_bytes(table)
+    of_it = "" if table.data_bin is None else f", data.bin {human_size(table.data_bin)}"
     facts = {
         "Gaps": "–" if symbol.coverage is None else f"{len(symbol.uncovered):,}" + most,
         "Newest row": "–" if newest is None else f"{length(max(0, made_ms - newest) / 1000)} old",
         "Rows": f"{symbol.rows:,}",
-        "Disk": "–" if disk is None else _size(disk),
+        "Disk": "–" if disk is None else human_size(disk) + of_it,
     }
     return _fill(
         "card.html",
         table=symbol.table,
         symbol=symbol.symbol,
-        level="bad" if any(said.level == "bad" for said in look) else "look" if wrong else "well",
-        verdict="No data" if symbol.problem else f"To look at: {', '.join(wrong)}" if wrong else "All is well",
+        level=_LEVELS[_urgency(look)],
+        verdict=_in_short(symbol, look),
         coverage="–" if symbol.coverage is None else _percent(symbol.coverage),
         facts=_join(_tag("dt", name) + _tag("dd", value) for name, value in facts.items()),
     )
 
 
+def _in_short(symbol: SymbolQuality, look: Sequence[_Said]) -> str:
+    wrong = dict.fromkeys(said.short for said in look if said.level in ("look", "bad"))
+    return "No data" if symbol.problem else f"To look at: {', '.join(wrong)}" if wrong else "All is well"
+
+
 def _finding(said: _Said) -> _Html:
-    example = _tag("code", said.example) if said.example else ""
+    example = _tag("code", _shortened(said.example)) if said.example else ""
     return _tag("li", _tag("span", _whole_times(said.text)), example, class_=said.level)
+
+
+def _shortened(text: str) -> str:
+    """Return the beginning of what the exchange has sent; of a character that comes again and again, how often."""
+
+    def counted(found: re.Match[str]) -> str:
+        return f"{found[1] * 4}… ({len(found[0]):,} times)"
+
+    text = re.sub(rf"(.)\1{{{_REPEATED - 1},}}", counted, text)
+    return text if len(text) <= _EXAMPLE else f"{text[:_EXAMPLE]}…"
 
 
 def _whole_times(text: str) -> _Html:
@@ -408,7 +430,7 @@ def _charts(
         all_silence=_ALL,
         gaps=_gaps(symbol.uncovered),
         audit=_own_count(symbol, audit, drawn["missing"]) if audit and audit.minutes else "",
-        rates=_join(rates) if rates else _tag("p", "There are no rows in this time.", class_="note"),
+        rates=_join(rates) if rates else _tag("p", _too_short(symbol), class_="note"),
         prices=_prices(symbol, drawn["prices"]),
         growth=_growth(symbol, drawn["growth"]),
     )
@@ -435,6 +457,12 @@ def _pace(channel: ChannelQuality) -> str:
     return f"median {channel.median_per_minute:,.0f} a minute, fewest {channel.min_per_minute:,}"
 
 
+def _too_short(symbol: SymbolQuality) -> str:
+    """Return what is said instead of rows a minute."""
+    rows = [f"{channel.rows:,} {channel.name}" for channel in symbol.channels if channel.rows]
+    return f"Rows: {_and(rows)}. A rate takes two whole minutes." if rows else "There are no rows in this time."
+
+
 def _prices(symbol: SymbolQuality, prices: dict[str, Any] | None) -> _Html:
     if prices is None:
         return _tag("p", "There is no order book in this time.", class_="note")
@@ -456,12 +484,14 @@ def _growth(symbol: SymbolQuality, growth: dict[str, Any] | None) -> _Html:
         return _tag("p", "ClickHouse does not say what the table takes.", class_="note")
     rows, each = growth["rows"][-1], growth["bytes_per_row"]
     hours = (growth["times"][-1] - growth["times"][0]) / 3600
-    daily = f", {_size(rows * each / hours * 24)} a day" if hours >= 1 else ""
+    daily = f", {human_size(round(rows * each / hours * 24))} a day" if hours >= 1 else ""
     note = (
         f"An estimate: the rows of market data by then, times what the table takes for a row today, {each:,.1f} bytes. "
         "How large it was then is not recorded; small blocks take more until they are compacted."
     )
-    added = f"{many(rows, 'row')}, about {_size(rows * each)}{daily}"
+    added = f"{many(rows, 'row')}, about {human_size(round(rows * each))}{daily}"
+    if not has_minutes(symbol):
+        return _tag("p", f"{added}; too short to draw.", class_="note")
     return _join((_figure(symbol, "growth", "Added in this time", added), _tag("p", note, class_="note")))
 
 
@@ -534,39 +564,75 @@ def _differences(audit: SymbolAudit) -> _Html:
 
 
 def _storage(storage: Storage, symbols: dict[str, str], compact_blocks: int, tiers: Sequence[Tiers]) -> _Html:
-    """Return what the tables take, one column each, and what to do about it."""
+    """Return what the tables take, and what to do about it."""
     tables = storage.tables
-    lines: list[tuple[str, Callable[[TableStorage], str]]] = [("Rows", lambda table: f"{table.records:,}")]
-    lines += [(f"– {name}", partial(_by_type, mt)) for mt, name in _TYPES.items()]
+    both = {each.table: each.by_type for each in tiers}
+    by_type = records_by_type(tables, both)
+    lines: list[tuple[str, Callable[[TableStorage], str]]] = [
+        ("Rows", lambda table: f"{sum(by_type[table.name].values()) if both else table.records:,}")
+    ]
+    many_tables = len(tables) > _NAMED  # which are a line each then
+    lines += [(f"{'' if many_tables else '– '}{name}", partial(_of_type, by_type, mt)) for mt, name in _TYPES.items()]
     if storage.files_seen:
-        lines.append(("data.bin", lambda table: _size(table.data_bin or 0)))
-        lines.append(("index.mrk", lambda table: _size(table.index_mrk or 0)))
+        lines.append(("data.bin", lambda table: human_size(table.data_bin or 0)))
+        lines.append(("index.mrk", lambda table: human_size(table.index_mrk or 0)))
     else:
-        lines.append(("data.bin and index.mrk", lambda table: _size(table.total_bytes or 0)))
+        lines.append(("data.bin and index.mrk", lambda table: human_size(table.total_bytes or 0)))
     lines += [
         ("Bytes a row", lambda table: f"{(disk_bytes(table) or 0) / table.records:,.1f}" if table.records else "–"),
         ("Blocks", lambda table: f"{table.blocks:,}"),
         ("Rows a block", lambda table: f"{table.records / table.blocks:,.1f}" if table.blocks else "–"),
-        ("Memory of the server for blocks, about", lambda table: _size(table.block_memory)),
+        ("Memory for blocks, about", lambda table: human_size(table.block_memory)),
     ]
-    head = [_tag("th", symbols.get(table.name, table.name), scope="col", class_="number") for table in tables]
+    cells = [["", *(symbols.get(table.name, table.name) for table in tables)]]
+    cells += [[name, *(value(table) if table.exists else "–" for table in tables)] for name, value in lines]
+    if many_tables:
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    head = [_tag("th", name, scope="col", class_="number") for name in cells[0][1:]]
     body = [
-        _tag(
-            "tr",
-            _tag("th", name, scope="row"),
-            *(_tag("td", value(table) if table.exists else "–", class_="number") for table in tables),
-        )
-        for name, value in lines
+        _tag("tr", _tag("th", name, scope="row"), *(_tag("td", value, class_="number") for value in values))
+        for name, *values in cells[1:]
     ]
     notes = [f"{line}." for table in tables if (line := advice(table, compact_blocks))]
-    notes += [f"{line}." for each in tiers for line in each.as_text()]
+    if many_tables:
+        notes += [f"{each.amiss}." for each in tiers if each.amiss]
+    else:
+        notes += [f"{line}." for each in tiers for line in each.as_text()]
     if storage.volume is not None:
-        notes.append(f"All of ClickHouse takes {_size(storage.volume)}.")
-    return _fill("storage.html", head=_join(head), body=_join(body), notes=_join(_tag("p", note) for note in notes))
+        notes.append(f"All of ClickHouse takes {human_size(storage.volume)}.")
+    return _fill(
+        "storage.html",
+        head=_join(head),
+        body=_join(body),
+        notes=_join(_tag("p", note) for note in notes),
+        histories=_histories(tiers, symbols) if many_tables else "",
+    )
 
 
-def _by_type(mt: str, table: TableStorage) -> str:
-    return f"{table.by_type.get(mt, 0):,}"
+def _of_type(by_type: Mapping[str, Mapping[str, int]], mt: str, table: TableStorage) -> str:
+    return f"{by_type[table.name].get(mt, 0):,}"
+
+
+def _histories(tiers: Sequence[Tiers], symbols: dict[str, str]) -> _Html:
+    """Return from when to when each history has rows, and how many its table has beside it, a line each."""
+    rows = [
+        _tag(
+            "tr",
+            _tag("th", symbols.get(each.table, each.table), scope="row"),
+            *(_tag("td", "–" if ms is None else _whole_times(_time(ms))) for ms in (tier.oldest_ms, tier.newest_ms)),
+            *(
+                _tag("td", value, class_="number")
+                for value in (
+                    f"{tier.records:,}",
+                    human_size(tier.total_bytes),
+                    f"{each.live.records:,}" if each.live else "–",
+                )
+            ),
+        )
+        for each in sorted(tiers, key=lambda each: not each.amiss)
+        if (tier := each.history)
+    ]
+    return _fill("histories.html", rows=_join(rows)) if rows else _Html("")
 
 
 def _tag(name: str, /, *inside: object, **attributes: object) -> _Html:

@@ -45,13 +45,7 @@ def verdict(quality: SymbolQuality) -> str:
     """Return the most important in one line."""
     if quality.problem:
         return f"{quality.symbol}: {quality.problem}"
-    if quality.coverage is None:
-        parts = ["too few rows to speak of coverage"]
-    else:
-        # Rounded down: what is not whole must not seem to be.
-        parts = [f"{floor(round(quality.coverage * 100, 6)) / 100:.2f} % covered", many(len(quality.uncovered), "gap")]
-    if quality.uncovered:
-        parts.append(f"longest {length(max(gap.seconds for gap in quality.uncovered))}")
+    parts = coverage(quality)
     if quality.minutes_without_deals:
         parts.append(f"{many(len(quality.minutes_without_deals), 'minute')} with trades and no deal")
     parts += [
@@ -69,6 +63,18 @@ def verdict(quality: SymbolQuality) -> str:
     if letters := sum(each.count for each in quality.dead_letters):
         parts.append(many(letters, "dead letter"))
     return f"{quality.symbol}: {', '.join(parts)}"
+
+
+def coverage(quality: SymbolQuality) -> list[str]:
+    """Return how much of the examined time is covered, and how many gaps there are."""
+    if quality.coverage is None:
+        parts = ["too few rows to speak of coverage"]
+    else:
+        # Rounded down: what is not whole must not seem to be.
+        parts = [f"{floor(round(quality.coverage * 100, 6)) / 100:.2f} % covered", many(len(quality.uncovered), "gap")]
+    if quality.uncovered:
+        parts.append(f"longest {length(max(gap.seconds for gap in quality.uncovered))}")
+    return parts
 
 
 def worst_first(symbols: Iterable[SymbolQuality]) -> list[SymbolQuality]:

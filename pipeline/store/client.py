@@ -72,15 +72,43 @@ _TLS_HINT = "; where it is within TLS, as on port 9440, {}_SECURE=1"
 logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # `explain` says it, in one line
 
 
+class _Client(Client):  # type: ignore[misc]
+    """Tries without a password where the one that is set is refused.
+
+    That in `.env` is one for ClickHouse in Docker, made by setup.sh; a server of one's own may well have none.
+    """
+
+    def __init__(self, *args: Any, password: str, **options: Any) -> None:
+        super().__init__(*args, password=password, **options)
+        self._passwords = dict.fromkeys((password, ""))
+
+    def establish_connection(self, settings: Any) -> None:
+        refusal = None
+        for password in self._passwords:
+            self.connection.password = password
+            try:
+                super().establish_connection(settings)
+            except ServerException as error:
+                if error.code not in _REFUSED:
+                    raise
+                refusal = refusal or error
+                self.disconnect()
+            else:
+                return
+        assert refusal
+        raise refusal
+
+
 def connect(
     settings: Settings, *, timeout: float = 120, query_settings: dict[str, Any] | None = None, **options: Any
 ) -> Client:
     """Return a client for one thread; it connects at its first query.
 
     No database is selected, since it may not exist yet: queries name it. `timeout` (seconds) is how long a single
-    answer may take; `query_settings` go with every query, `options` to clickhouse_driver.Client.
+    answer may take; `query_settings` go with every query, `options` to clickhouse_driver.Client. Where the password is
+    refused, none is tried.
     """
-    return Client(
+    return _Client(
         settings.clickhouse_host,
         settings.clickhouse_port,
         user=settings.clickhouse_user,

@@ -36,6 +36,7 @@ from clickhouse_driver import Client
 from clickhouse_driver.errors import ErrorCodes, ServerException
 
 from config import Settings, all_symbols, more_symbols
+from pipeline.human import many
 from pipeline.store.client import ALL_ROWS, connect, is_missing_table
 from pipeline.store.schema import ENGINE
 
@@ -44,11 +45,11 @@ _T = TypeVar("_T")
 BLOCK_ROWS = 65_536
 """Rows of a big block."""
 
-_FIRST_BLOCK_ROWS = 500  # of one-row blocks, each takes some 16 KB of the server's memory until it is joined to others
-_MANY_BLOCKS = 500_000  # beyond that, copy in halves
+FIRST_BLOCK_ROWS = 500  # of one-row blocks, each takes some 16 KB of the server's memory until it is joined to others
+MANY_BLOCKS = 500_000  # beyond that, copy in halves
 _INDEX_BYTES = 340  # of memory for each block, to read all columns
 _OF_ALL_TABLES = 300_000  # small blocks, which take 135 MB of memory
-_SPARE_DISK = 100_000_000  # bytes that are to stay free
+SPARE_DISK = 100_000_000  # bytes that are to stay free
 _ALIVE = 3.0  # seconds; who has had no statement on the server for so long does not work on it any more
 _FENCE_TIMEOUT = 60.0  # seconds
 _READERS_TIMEOUT = 5  # seconds for the SELECTs of others to end, so that the table can be emptied
@@ -62,7 +63,7 @@ _QUERY_SETTINGS = {
     "min_insert_block_size_bytes": 0,  # rows decide
     "database_atomic_wait_for_drop_and_detach_synchronously": 0,  # it would be as long as somebody reads the table
 }
-_SYNC = "SYSTEM SYNC FILE CACHE"  # to the disk; ClickHouse itself syncs no data
+SYNC = "SYSTEM SYNC FILE CACHE"  # to the disk; ClickHouse itself syncs no data
 _LONG = 86_400.0  # seconds; one statement may copy a hundred gigabytes, and says nothing until it is done
 _KEEPALIVE = (60, 10, 6)  # seconds of silence, seconds between probes, probes: a server that is gone is noticed
 
@@ -129,13 +130,15 @@ def tables_of(client: Client, database: str, name: str) -> dict[str, str]:
 def read_table(client: Client, database: str, name: str, read: Callable[[str], _T]) -> _T | None:
     """Return what `read` makes of the table that has the rows of `name`; None if there is no such table.
 
-    That is the table itself or, while it is being compacted, the one that its rows are in.
+    That is the table itself or, while it is being compacted or rewritten, the one that its rows are in.
     """
     while True:
         tables = tables_of(client, database, name)
-        copied, aside, turning = (
-            [each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting", "turning")
+        copied, aside, turning, tails = (
+            [each for each in tables if f"_{state}_" in each] for state in ("copied", "compacting", "turning", "tail")
         )
+        if any(tables[each].endswith("!") for each in turning):  # it is being emptied, and filled from there
+            turning = tails
         sources = [name] if name in tables else copied or aside or turning
         if not sources:
             return None
@@ -170,6 +173,9 @@ class _Fingerprint(NamedTuple):
 class Compactor:
     """One process's work on one table."""
 
+    _aim = "compacted"
+    """What it was to be, in what is said where it was not."""
+
     def __init__(self, settings: Settings, name: str) -> None:
         self._client = _connect(settings)
         self._user = settings.clickhouse_user
@@ -196,34 +202,34 @@ class Compactor:
                 raise self._taken()
             raise CompactionError(f"Table {self._full_name} does not exist: run ch_setup.py")
         self._rows, size, path = self._look(self._full_name)
-        free = self._free_disk(path)
-        needs = f"needs {_megabytes(size + _SPARE_DISK)} of free disk, and there are {_megabytes(free)}"
-        if free < size + _SPARE_DISK:
+        free = free_disk(self._client, path)
+        needs = f"needs {megabytes(size + SPARE_DISK)} of free disk, and there are {megabytes(free)}"
+        if free < size + SPARE_DISK:
             raise CompactionError(f"{self._full_name} was not compacted: that {needs}")
         self._wait_for_readers()
         self._passes = 8
-        yield Progress(f"Compacting {self._full_name}, {self._rows:,} rows in {_megabytes(size)}: {needs}", done=0)
-        self._rename(self._full_name, self._aside)
+        yield Progress(f"Compacting {self._full_name}, {many(self._rows, 'row')} in {megabytes(size)}: {needs}", done=0)
+        token = found[self._full_name]
+        self._set_aside(self._aside, token)
         try:
             self._wait_for_others()
             self._refuse_other_copies()
             yield self._begin(f"Reading {self._full_name}")
-            token = found[self._full_name]
             self._create(self._copying, token)
             self._empty(self._copying)  # who may not empty the copy may not empty the table
             blocks, original = yield from self._fingerprint(self._aside, f"Reading {self._full_name}")
             yield self._begin(f"Copying {self._full_name}")
-            if blocks > _MANY_BLOCKS and free > 2 * size + _SPARE_DISK:
+            if blocks > MANY_BLOCKS and free > 2 * size + SPARE_DISK:
                 yield from self._copy_in_halves(self._aside, self._copying, token)
             else:
-                if blocks > _MANY_BLOCKS:
-                    needs = f"some {_megabytes(_INDEX_BYTES * blocks)} of memory"
-                    less = f"less where {_megabytes(2 * size + _SPARE_DISK)} of disk are free"
+                if blocks > MANY_BLOCKS:
+                    needs = f"some {megabytes(_INDEX_BYTES * blocks)} of memory"
+                    less = f"less where {megabytes(2 * size + SPARE_DISK)} of disk are free"
                     yield self._begin(f"Copying {self._full_name} at once: that takes {needs}, and {less}")
-                yield from self._copy(self._aside, self._copying, _FIRST_BLOCK_ROWS)
+                yield from self._copy(self._aside, self._copying, FIRST_BLOCK_ROWS)
             _, copy = yield from self._fingerprint(self._copying, f"Checking the copy of {self._full_name}")
             self._verify(copy, original)
-            self._run(_SYNC)
+            self._run(SYNC)
         except (ServerException, CompactionError, KeyboardInterrupt):
             self._bring_back()
             raise
@@ -237,8 +243,8 @@ class Compactor:
         yield self._begin(f"Deleting the copy of {self._full_name}")
         self._bring_back()
         yield Progress(
-            f"Compacted {self._full_name}: {copy.rows:,} rows; {blocks:,} blocks before, {blocks_now:,} now;"
-            f" {_megabytes(size)} before, {_megabytes(size_now)} now; {time.monotonic() - started:.1f} s",
+            f"Compacted {self._full_name}: {many(copy.rows, 'row')}; {blocks:,} blocks before, {blocks_now:,} now;"
+            f" {megabytes(size)} before, {megabytes(size_now)} now; {time.monotonic() - started:.1f} s",
             done=1,
         )
 
@@ -253,7 +259,7 @@ class Compactor:
             self._delete_copies()
             return
         if turning := self._of("turning", found):
-            yield from self._resume_turning(turning[0], found)
+            yield from self._resume_turning(turning[0])
             return
         asides = self._of("compacting", found)
         if len(asides) != 1:
@@ -281,43 +287,73 @@ class Compactor:
             if rows[self._aside] < copy.rows or not (yield from self._equals(copy)):
                 yield from self._refill(source, copy)
         self._bring_back()
-        yield Progress(f"{self._full_name} is back: {self._rows:,} rows", done=1)
+        yield Progress(f"{self._full_name} is back: {many(self._rows, 'row')}", done=1)
 
-    def _resume_turning(self, turning: str, found: dict[str, str]) -> Iterator[Progress]:
-        """Bring a table back that was being turned over (pipeline.store.turnover)."""
+    def _resume_turning(self, turning: str) -> Iterator[Progress]:
+        """Bring a table back that was being turned over, or freed of old rows (pipeline.store.turnover, .dropping)."""
         self._rename(turning, self._turning)  # from now on it is ours
         self._wait_for_others()
-        yield Progress(f"Bringing {self._full_name} back: its turning over was cut short", done=0)
-        tails = self._of("tail", found)
-        if found[turning].endswith("!"):
-            self._finish_turning(found[turning], tails)
+        yield Progress(f"Bringing {self._full_name} back: its rewriting was cut short", done=0)
+        found = self._tables()  # what it was before it was ours, may have changed
+        comment, tails = found[self._turning], self._of("tail", found)
+        if comment.endswith("!"):
+            if len(tails) != 1:
+                raise CompactionError(f"{self._turning} is to be filled from one table, and there are {len(tails)}")
+            self._rows, _, _ = self._look(tails[0])
+            self._passes = 5
+            _, kept = yield from self._fingerprint(tails[0], f"Reading what stays of {self._full_name}")
+            yield from self._finish_turning(comment, tails[0], kept)
+            self._drop(tails[0])
         else:
-            for tail in tails:
-                self._drop(tail)
+            for each in [*tails, *self._of("copying", found)]:
+                self._drop(each)  # before the table has its name: one that is nearly done does not seem to be its copy
             self._rename(self._turning, self._full_name)
         rows, _, _ = self._look(self._full_name)
-        yield Progress(f"{self._full_name} is back: {rows:,} rows", done=1)
+        yield Progress(f"{self._full_name} is back: {many(rows, 'row')}", done=1)
 
-    def _finish_turning(self, comment: str, tails: list[str]) -> None:
+    def _finish_turning(self, comment: str, tail: str, kept: _Fingerprint | None = None) -> Iterator[Progress]:
         """Empty the table that is set aside, fill it from what is to stay, and give it its name and comment again.
 
-        Raises NotEmptied before anything was changed.
+        With the fingerprint of what is to stay, it is compared and on the disk before that is deleted. Raises
+        NotEmptied before anything was changed.
         """
         self._empty(self._turning)
-        for tail in tails:
+        if not kept:  # a few, and there is no time to lose
             self._run(f"INSERT INTO {self._turning} SELECT ts, mt, m FROM {tail}")
+        else:
+            yield self._begin(f"Filling {self._full_name} with what stays")
+            yield from self._copy(tail, self._turning, BLOCK_ROWS)
+            _, refilled = yield from self._fingerprint(self._turning, f"Checking {self._full_name}")
+            self._verify(refilled, kept)
+            self._run(SYNC)
         self._set_comment(self._turning, comment.removesuffix("!"))
         self._rename(self._turning, self._full_name)
-        for tail in tails:
-            self._drop(tail)
+
+    def _set_aside(self, aside: str, comment: str) -> None:
+        """Give the table another name, so that nobody writes to it; `comment` is what its own was when this began.
+
+        Raises BeingCompacted, with the table as it is, where another process has rewritten it since: that tells by its
+        comment, which is the number of rows that it has no more.
+        """
+        self._rename(self._full_name, aside)
+        if self._tables().get(aside) != comment:
+            self._rename(aside, self._full_name)
+            raise self._taken()
+
+    def _back_as_it_was(self, comment: str) -> None:
+        self._set_comment(self._turning, comment)
+        self._drop(self._copying)
+        self._drop(self._tail)
+        self._rename(self._turning, self._full_name)
 
     def _set_comment(self, table: str, comment: str) -> None:
         self._run(f"ALTER TABLE {table} MODIFY COMMENT %(comment)s", {"comment": comment})
 
     def _refuse_other_copies(self) -> None:
         """Raise CompactionError if there are copies of others: their owner, if only slow, could yet call them whole."""
-        if others := self._tables().keys() - {self._aside, self._turning}:
-            raise CompactionError(f"{self._full_name} was not compacted: {', '.join(sorted(others))} came meanwhile")
+        if others := self._tables().keys() - {self._aside, self._turning, self._tail}:
+            came = f"{', '.join(sorted(others))} came meanwhile"
+            raise CompactionError(f"{self._full_name} was not {self._aim}: {came}")
 
     def _refill(self, copied: str, copy: _Fingerprint) -> Generator[Progress, None, int]:
         """Empty the table and fill it from `copied`, whose fingerprint is `copy`; return its number of blocks, then.
@@ -325,12 +361,12 @@ class Compactor:
         Raises NotEmptied before anything was changed.
         """
         yield self._begin(f"Filling {self._full_name} from its copy")
-        self._run(_SYNC)
+        self._run(SYNC)
         self._empty(self._aside)
         yield from self._copy(copied, self._aside, BLOCK_ROWS)
         blocks, refilled = yield from self._fingerprint(self._aside, f"Checking {self._full_name}")
         self._verify(refilled, copy)
-        self._run(_SYNC)
+        self._run(SYNC)
         return blocks
 
     def _bring_back(self) -> None:
@@ -375,12 +411,12 @@ class Compactor:
         except ServerException as error:
             if error.code == _LOCKED:
                 raise NotEmptied(
-                    f"{self._full_name} cannot be compacted now: somebody reads it, and has not ended in"
+                    f"{self._full_name} cannot be {self._aim} now: somebody reads it, and has not ended in"
                     f" {_READERS_TIMEOUT} s"
                 ) from None
             if error.code == _ACCESS_DENIED:
                 raise NotEmptied(
-                    f"{self._full_name} cannot be compacted by user {self._user}, who may not empty it:"
+                    f"{self._full_name} cannot be {self._aim} by user {self._user}, who may not empty it:"
                     f" GRANT TRUNCATE ON {self._database}.* TO {self._user}"
                 ) from None
             raise
@@ -408,31 +444,39 @@ class Compactor:
         self._passes += 2
         for half, columns in ((self._contents, "ts, m"), (self._types, "ts, mt")):
             self._create(half, token)
-            yield from self._copy(source, half, _FIRST_BLOCK_ROWS, columns)
+            yield from self._copy(source, half, FIRST_BLOCK_ROWS, columns)
         both = f"(SELECT ts, m FROM {self._contents}) PASTE JOIN (SELECT mt FROM {self._types})"
-        yield from self._copy(both, target, _FIRST_BLOCK_ROWS)
+        yield from self._copy(both, target, FIRST_BLOCK_ROWS)
         for half in (self._contents, self._types):
             self._drop(half)
 
-    def _fingerprint(self, table: str, text: str) -> Generator[Progress, None, tuple[int, _Fingerprint]]:
-        """Return the table's number of blocks, and its fingerprint.
+    def _fingerprint(
+        self, table: str, text: str, where: str = ""
+    ) -> Generator[Progress, None, tuple[int, _Fingerprint]]:
+        """Return the table's number of blocks, and its fingerprint; with `where`, that of these rows by themselves.
 
         To read, ClickHouse copies the index of the columns that it reads, for all blocks: 340 bytes a block for three,
         some 200 for two. So two are read at a time.
         """
         yield self._begin(text)
+        source = f"(SELECT ts, mt, m FROM {table} WHERE {where})" if where else table
         numbered = "cityHash64(rowNumberInAllBlocks(), "
         ((rows, blocks, types),) = yield from self._read(
-            f"SELECT count(), countIf(rowNumberInBlock() = 0), sum({numbered}ts, mt)) FROM {table}"
+            f"SELECT count(), countIf(rowNumberInBlock() = 0), sum({numbered}ts, mt)) FROM {source}"
         )
-        ((rows_again, contents),) = yield from self._read(f"SELECT count(), sum({numbered}ts, m)) FROM {table}")
+        ((rows_again, contents),) = yield from self._read(f"SELECT count(), sum({numbered}ts, m)) FROM {source}")
+        if not where:
+            self._see_all(table, min(rows, rows_again))
+        return blocks, _Fingerprint(rows, types, contents)
+
+    def _see_all(self, table: str, seen: int) -> None:
+        """Raise CompactionError where the table has others than the rows that were `seen`."""
         counted, _, _ = self._look(table)
-        if (seen := min(rows, rows_again)) != counted:
+        if seen != counted:
             raise CompactionError(
-                f"{self._full_name} cannot be compacted by user {self._user}, who can read only {seen:,} of its"
+                f"{self._full_name} cannot be {self._aim} by user {self._user}, who can read only {seen:,} of its"
                 f" {counted:,} rows: a row policy hides the others"
             )
-        return blocks, _Fingerprint(rows, types, contents)
 
     def _equals(self, copy: _Fingerprint) -> Generator[Progress, None, bool]:
         """Return whether the table set aside is as its copy is."""
@@ -510,14 +554,6 @@ class Compactor:
         rows, size, path = found[0]
         return rows, size, path
 
-    def _free_disk(self, path: str) -> int:
-        """Return the free bytes of the disk that `path` is on."""
-        query = (
-            "SELECT free_space FROM system.disks WHERE startsWith(%(path)s, path) ORDER BY length(path) DESC LIMIT 1"
-        )
-        free: int = self._client.execute(query, {"path": path})[0][0]
-        return free
-
     def _running(self, *prefixes: str) -> int:
         """Return how many statements are running whose ids begin with one of `prefixes`."""
         query = "SELECT count() FROM system.processes WHERE arrayExists(id -> startsWith(query_id, id), %(ids)s)"
@@ -538,8 +574,8 @@ class Compactor:
             if time.monotonic() > give_up:
                 query_id, user = next(iter(readers.items()))
                 raise CompactionError(
-                    f"{self._full_name} cannot be compacted now: query {query_id} of user {user} reads it, and has not"
-                    f" ended in {_READERS_TIMEOUT} s"
+                    f"{self._full_name} cannot be {self._aim} now: query {query_id} of user {user} reads it, and has"
+                    f" not ended in {_READERS_TIMEOUT} s"
                 )
             time.sleep(_POLL)
             found = dict(self._client.execute(query, parameters, query_id=own))
@@ -549,7 +585,7 @@ class Compactor:
         give_up = time.monotonic() + (timeout or _FENCE_TIMEOUT)
         while self._running(f"append {self._full_name} ", self._query_ids):
             if time.monotonic() > give_up:
-                raise CompactionError(f"A statement on {self._full_name} does not end: not compacted")
+                raise CompactionError(f"A statement on {self._full_name} does not end: not {self._aim}")
             time.sleep(_POLL)
 
     def _wait_for_idleness(self) -> None:
@@ -559,6 +595,13 @@ class Compactor:
             if self._running(self._query_ids):
                 raise self._taken()
             time.sleep(_POLL)
+
+
+def free_disk(client: Client, path: str) -> int:
+    """Return the free bytes of the server's disk that `path` is on."""
+    query = "SELECT free_space FROM system.disks WHERE startsWith(%(path)s, path) ORDER BY length(path) DESC LIMIT 1"
+    found = client.execute(query, {"path": path})
+    return int(found[0][0]) if found else 1 << 62  # of what is no disk, such as a bucket, it is not known
 
 
 def count_small_blocks(settings: Settings, name: str) -> int:
@@ -576,5 +619,5 @@ def _connect(settings: Settings) -> Client:
     return connect(settings, timeout=_LONG, query_settings=_QUERY_SETTINGS, tcp_keepalive=_KEEPALIVE)
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"

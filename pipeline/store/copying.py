@@ -4,13 +4,16 @@ In: a table, and the beginnings of its history (pipeline.store.history) that say
 missing. Out: the missing rows in the history, in their order, told from those that are there by what is in them; where
 it was not known, `received` and `event` are the row's own time. Promise: no row is copied that is there already, also
 where this was killed and is run again, or runs twice at once; a beginning is noted as whole only once the rows on both
-sides are counted and hashed alike, or each was found. Memory is bounded by a chunk of rows.
+sides are counted and hashed alike. Where the history has more of them, since the table has lost some or somebody else
+wrote, that is said, and it is only where it is to keep them. Where the table was turned over amid a gap, its rows are
+there besides those that are in the history only, so that there each is only looked for. Memory is bounded by a chunk of
+rows.
 """
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 from typing import Any
@@ -30,22 +33,31 @@ from pipeline.store.history import (
     kept_days,
     partition_of,
     record,
+    token_of,
+    what_is_wrong,
 )
 from pipeline.store.schema import comment_of, parse_comment
 
 _LONG = 3600.0  # seconds without a word from the server, while it counts or looks for rows
 _CHUNK = 10_000  # rows; their times have to fit into a query of 256 KB
-_REMEMBERED = 20 * _CHUNK  # of rows that are equal in all, which was found for another one already
+_REMEMBERED = 20 * _CHUNK  # of rows that are equal in all, which was found for another one, or put there, already
 HASH = "count(), sum(cityHash64(toUnixTimestamp64Milli(ts), toString(mt), m))"
+_HOUR_MS = 3_600_000
+_NAMED = 20  # rows, at most, that a line names
 _ONE_BY_ONE = ALL_ROWS | {"max_threads": 1}  # with more, rows come in any order
 
 Row = tuple[int, str, str]
 
 
-def copy(settings: Settings, name: str) -> Iterator[Progress]:
+class HistoryDiffers(CompactionError):
+    """A history has all rows of its table, and others among them; or those that it has cannot be told."""
+
+
+def copy(settings: Settings, name: str, *, keep_others: bool = False) -> Iterator[Progress]:
     """Copy what the history of the table `name` lacks; yields before each step and amid them.
 
-    Raises CompactionError, and pipeline.store.client.CLICKHOUSE_ERRORS.
+    Rows that the history has among those of the table, and the table has not, are an error unless it is to keep them.
+    Raises HistoryDiffers for that, other CompactionErrors, and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     database = settings.clickhouse_database
     with (
@@ -54,29 +66,47 @@ def copy(settings: Settings, name: str) -> Iterator[Progress]:
     ):
         if not is_there(there, database, name):
             raise CompactionError(f"Table {database}.{history_of(name)} does not exist: run ch_setup.py with HISTORY=1")
-        comments = read_table(client, database, name, lambda table: comment_of(client, *table.split(".")))
-        if comments is None:
+        if wrong := what_is_wrong(there, database, name):
+            raise CompactionError(wrong)
+        comment = _comment(client, database, name)
+        if comment is None:
             raise CompactionError(f"Table {database}.{name} does not exist: run ch_setup.py")
-        token, before = parse_comment(comments)
+        token, _ = parse_comment(comment)
         found = beginnings(there, database, name, token)
         if not found:
-            yield Progress(f"{database}.{history_of(name)} has not begun: its collector has to run for that", done=0)
+            place = f"{database}.{history_of(name)}"
+            count = "SELECT count() FROM {}"
+            if read_table(client, database, name, lambda table: client.execute(count.format(table))) != [(0,)]:
+                raise CompactionError(
+                    f"{place} has not begun, so that no row of {database}.{name} was copied: let its collector run with"
+                    " HISTORY=1, then run this again"
+                )
+            yield Progress(f"{place} has not begun, and {database}.{name} has no row that it lacks", done=1)
             return
         gaps = [each for each in found if not each.is_whole]
         for gap in gaps:
-            yield from _Copy(settings, name, client, there, token, before, gap).run()
+            yield from _Copy(settings, name, client, there, comment, gap).run(keep_others=keep_others)
         if not gaps:
             yield Progress(f"{database}.{history_of(name)} lacks nothing of {database}.{name}", done=1)
+
+
+def _comment(client: Client, database: str, name: str) -> str | None:
+    """Return the comment of the table that has the rows of `name`; None where there is none."""
+    return read_table(client, database, name, lambda table: comment_of(client, *table.split(".")))
 
 
 class _Copy:
     """The copying into one gap."""
 
     def __init__(
-        self, settings: Settings, name: str, client: Client, there: Client, token: str, before: int, gap: Beginning
+        self, settings: Settings, name: str, client: Client, there: Client, comment: str, gap: Beginning
     ) -> None:
-        self._client, self._there = client, there
+        """`comment` is the table's, by which its rows are counted."""
+        self._settings, self._client, self._there = settings, client, there
+        self._comment = comment
+        token, before = parse_comment(comment)
         self._place = settings.clickhouse_database, name
+        self._own_token = token_of(there, *self._place)
         self._name = f"{settings.clickhouse_database}.{name}"
         self._history = f"{settings.clickhouse_database}.{history_of(name)}"
         self._token, self._before, self._gap = token, before, gap
@@ -86,12 +116,13 @@ class _Copy:
         self._oldest_ms = int((time.time() - days * 86_400) * 1000) if days else 0
         self._in_gap = f"n > {gap.after} AND n < {gap.n}"
 
-    def run(self) -> Iterator[Progress]:
+    def run(self, *, keep_others: bool) -> Iterator[Progress]:
         started = time.monotonic()
         yield Progress(f"Copying {many(self._count, 'row')} of {self._name} into {self._history}", done=0)
         if read_table(self._client, *self._place, self._total) != self._count:
             raise CompactionError(f"{self._name} has not got all these rows yet: try again when its collector has run")
         copied = 0
+        checked = f"checked {many(self._count, 'row')}"
         for reading in range(2):
             text = "Comparing" if reading else "Copying"
             inserted = 0
@@ -100,15 +131,22 @@ class _Copy:
                 yield Progress(f"{text} {self._name}", done=min(0.99, max(0.01, at / max(1, self._count))))
             copied += inserted
             yield Progress(f"Checking {self._history}", done=0.99)
-            if self._is_verified():
+            ours, theirs = self._ask_both(HASH)
+            if ours == theirs:
                 break
         else:
             if inserted:
                 raise CompactionError(f"{self._history} differs from {self._name}: run it again")
-        record(self._there, *self._place, self._token, self._gap._replace(first=self._gap.rows))
+            checked = f"found each of {many(self._count, 'row')} there"
+            more = theirs[0][0] - ours[0][0]
+            if self._before <= self._gap.first:
+                if more <= 0 or not keep_others:
+                    raise HistoryDiffers(self._how_they_differ(ours[0][0], theirs[0][0]))
+                checked += f", with {many(more, 'row')} more"
+        record(self._there, *self._place, self._token, self._gap._replace(first=self._gap.rows), self._own_token)
         yield Progress(
-            f"Copied {many(copied, 'row')} of {self._name} into {self._history}, and checked"
-            f" {many(self._count, 'row')}; {time.monotonic() - started:.1f} s",
+            f"Copied {many(copied, 'row')} of {self._name} into {self._history}, and {checked};"
+            f" {time.monotonic() - started:.1f} s",
             done=1,
         )
 
@@ -119,14 +157,60 @@ class _Copy:
     def _of(self, source: str, columns: str) -> str:
         return f"(SELECT {columns} FROM {source} LIMIT {self._count} OFFSET {self._offset})"
 
-    def _is_verified(self) -> bool:
-        where = f"toUnixTimestamp64Milli(ts) >= {self._oldest_ms}"
+    def _ask_both(self, columns: str, clauses: str = "") -> tuple[list[Any], list[Any]]:
+        """Ask the same of the rows of the table and of the history; of those of the table, n is 0."""
+        where = f"toUnixTimestamp64Milli(ts) >= {self._oldest_ms} {clauses}"
         ours = read_table(
             self._client,
             *self._place,
-            lambda source: self._client.execute(f"SELECT {HASH} FROM {self._of(source, 'ts, mt, m')} WHERE {where}"),
+            lambda table: self._client.execute(
+                f"SELECT {columns} FROM {self._of(table, 'ts, mt, m, 0 AS n')} WHERE {where}"
+            ),
         )
-        return bool(ours == self._there.execute(f"SELECT {HASH} FROM {self._history} WHERE {self._in_gap} AND {where}"))
+        self._refuse_if_rewritten()
+        return ours or [], self._there.execute(
+            f"SELECT {columns} FROM {self._history} WHERE {self._in_gap} AND {where}"
+        )
+
+    def _how_they_differ(self, ours: int, theirs: int) -> str:
+        """Return a line on a history that has so many rows where the table has so many, with what to do."""
+        counts = f"{self._history} has {many(theirs, 'row')} where {self._name} has {ours:,}"
+        others = self._others() if ours < theirs else []
+        if others and len(others) == theirs - ours:
+            listed = ", ".join(f"({n}, {hashed})" for n, hashed in others)  # rows of the table may have the same n
+            rows, aim = f"(n, cityHash64(m)) IN ({listed})", "to delete them"
+        else:
+            rows, aim = self._in_gap, f"to have those of {self._name} only, without received, event and id"
+        keep = "; to keep them: ch_setup.py --history --yes" if ours < theirs else ""
+        why = f", since that has lost {many(theirs - ours, 'row')}, or somebody else wrote" if ours < theirs else ""
+        return f"{counts}{why}: {aim}, ALTER TABLE {self._history} DELETE WHERE {rows}, then run this again{keep}"
+
+    def _others(self) -> list[tuple[int, int]]:
+        """Return the n of rows that only the history has, each with a hash of its m; nothing where they are many."""
+        hour = f"intDiv(toUnixTimestamp64Milli(ts), {_HOUR_MS})"
+        ours, theirs = map(set, self._ask_both(f"{hour} AS hour, {HASH}", "GROUP BY hour"))
+        hours = sorted({row[0] for row in ours ^ theirs})
+        if len(hours) > _NAMED:
+            return []
+        listed = ", ".join(map(str, hours))
+        rows = "toUnixTimestamp64Milli(ts), toString(mt), m, cityHash64(m)"
+        ours_of, theirs_of = self._ask_both(f"n, {rows}", f"AND {hour} IN ({listed}) ORDER BY n")
+        left = Counter(row[1:] for row in ours_of)
+        others = []
+        for n, *row in theirs_of:
+            if not left[tuple(row)]:
+                others.append((n, row[-1]))
+            left[tuple(row)] -= 1
+        return others if len(others) <= _NAMED else []
+
+    def _refuse_if_rewritten(self) -> None:
+        """Raise CompactionError where the table was turned over, or old rows dropped: what is counted is another row.
+
+        Whoever has begun to read it has those that there were.
+        """
+        with connect(self._settings) as client:
+            if _comment(client, *self._place) != self._comment:
+                raise CompactionError(f"{self._name} was rewritten meanwhile: run it again")
 
     def _fill(self) -> Iterator[tuple[int, int]]:
         """Go through the table once; yield after each chunk how many of its rows went in, and how many are done."""
@@ -137,30 +221,35 @@ class _Copy:
         rows = iter(self._client.execute_iter(query))
         used: deque[int] = deque(maxlen=_REMEMBERED)
         last: int | None = None  # the n of the row before
+        # Below all that are there, unless those are rows that the table had before it was turned over.
+        begin = self._gap.n - self._count if self._before > self._gap.first else self._gap.after + 1
         at = 0
         while chunk := [(ts, mt, m) for ts, mt, m in islice(rows, _CHUNK)]:
-            there = self._there_of(chunk, set(used)) if left else {}
+            if not at:
+                self._refuse_if_rewritten()
+            there = self._there_of(chunk, Counter(used)) if left else {}
             taken = {n for numbers in there.values() for n in numbers}
             missing: list[tuple[int, Row]] = []
-            for index, row in enumerate(chunk, at + self._offset + self._before):
+            for row in chunk:
                 if row[0] < self._oldest_ms:
                     continue
                 if numbers := there.get(row):
                     last = numbers.popleft()
-                    used.append(last)
+                    used.append(hash((last, row)))
                     left -= 1
                     continue
                 if last is None:
-                    last = self._gap.n - (self._gap.rows - index)
+                    last = begin
                 elif last + 1 not in taken and last + 1 < self._gap.n:
                     last += 1
                 missing.append((last, row))
+                used.append(hash((last, row)))
             for _, month in groupby(missing, lambda each: partition_of(each[1][0])):
                 self._insert(list(month))
             at += len(chunk)
             yield len(missing), at
 
-    def _there_of(self, chunk: Iterable[Row], used: set[int]) -> dict[Row, deque[int]]:
+    def _there_of(self, chunk: Iterable[Row], used: Counter[int]) -> dict[Row, deque[int]]:
         """Return the n of the history's rows at the times of the chunk's, by what is in them."""
         times = sorted({ts for ts, _, _ in chunk})
         found = self._there.execute(
@@ -170,13 +259,16 @@ class _Copy:
         )
         numbers: dict[Row, deque[int]] = defaultdict(deque)
         for ts, mt, m, n in found:
-            if n not in used:
-                numbers[ts, mt, m].append(n)
+            row = (ts, mt, m)
+            if used[hash((n, row))]:  # rows may share an n
+                used[hash((n, row))] -= 1
+            else:
+                numbers[row].append(n)
         return numbers
 
     def _insert(self, rows: list[tuple[int, Any]]) -> None:
         # Who copies the same at the same time sends the same block, and ClickHouse takes it once.
-        token = f"copy {rows[0][0]} {rows[-1][0]} {len(rows)}"
+        token = f"copy {self._gap.rows} {self._gap.n} {rows[0][0]} {rows[-1][0]} {len(rows)}"
         self._there.execute(
             f"INSERT INTO {self._history} (n, ts, received, event, mt, id, m) VALUES",
             [(n, ts, ts * 1000, ts, mt, 0, m) for n, (ts, mt, m) in rows],

@@ -14,14 +14,14 @@ A row of `btc` has a number that stays: where the table was turned over, its com
 many rows it had before, and those count (`parse_comment` in pipeline.store.schema). A `Beginning` says: of the rows
 after number `first`, up to number `rows`, the history may lack some, and has the others with `after` < n' < `n`; every
 row after them is in it, or will be, with n' >= `n`, in the same order. `ch_setup.py --history` copies what is missing
-into that gap of n, and then notes the same once more with `first` = `rows`. How `btc` and its history go
-together, `pieces` tells.
+into that gap of n, and then notes the same once more with `first` = `rows`.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from clickhouse_driver import Client
 
 from config import Settings
 from pipeline.store.client import connect, explain
-from pipeline.store.schema import comment_of, parse_comment
+from pipeline.store.schema import comment_of
 from pipeline.times import from_ms
 
 COLUMNS = {
@@ -65,9 +65,11 @@ COMMENT '{token}'
 """
 _BEGINS_TABLE = """
 CREATE TABLE IF NOT EXISTS {table} (
-    name String, token String, history String, first UInt64, rows UInt64, after UInt64, n UInt64
+    name String, token String, history String, first UInt64, rows UInt64, after UInt64, n UInt64,
+    at DateTime64(6) DEFAULT now64(6)
 ) ENGINE = MergeTree ORDER BY (name, n) SETTINGS {wide}, fsync_after_insert = 1, fsync_part_directory = 1
 """
+_BEGINS_AT = "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS at DateTime64(6) DEFAULT now64(6)"  # earlier ones had none
 
 # Decimal(76, 18), not (38, 18): the product of two of the latter overflows, and no error says so. More than 18 digits
 # after the point, which no coin has, would be cut off: such a number is NULL, as is a field that is empty.
@@ -137,16 +139,6 @@ class Beginning(NamedTuple):
         return self.first == self.rows
 
 
-class Piece(NamedTuple):
-    """A part of what a table and its history have together: rows from `first` on, up to but not with `end`."""
-
-    in_history: bool
-    """Whether they are rows of the history, told by their n; else rows of the table, counted from 0."""
-    first: int
-    end: int | None
-    """None is the end, of the table."""
-
-
 def server_of(settings: Settings) -> Settings:
     """Return settings whose CLICKHOUSE_ ones lead to the server that has the history."""
     return replace(
@@ -201,6 +193,7 @@ def provide(client: Client, settings: Settings, name: str) -> None:
     """
     database, history = settings.clickhouse_database, f"{settings.clickhouse_database}.{history_of(name)}"
     client.execute(_BEGINS_TABLE.format(table=f"{database}.{BEGINS}", wide=_WIDE))
+    client.execute(_BEGINS_AT.format(table=f"{database}.{BEGINS}"))
     days = settings.history_keep_days
     if not is_there(client, database, name):
         client.execute(
@@ -283,52 +276,60 @@ def token_of(client: Client, database: str, name: str) -> str:
     return comment_of(client, database, history_of(name))
 
 
-def beginnings(client: Client, database: str, name: str, token: str) -> list[Beginning]:
-    """Return the beginnings of the present history of the table `name` with this creation token, by `n`.
+def beginnings(client: Client, database: str, name: str, token: str, history: str = "") -> list[Beginning]:
+    """Return the beginnings of the history of the table `name` with this creation token, by `n`.
 
-    One that a later one covers is none any more.
+    `history` is the history's own token, or else it is the present one. A beginning that a later one covers is none any
+    more; of those with the same `n`, the one that was noted last is.
     """
     query = (
-        f"SELECT max(first), rows, after, n FROM {database}.{BEGINS}"
-        " WHERE name = %(name)s AND token = %(token)s AND history = %(history)s"
-        " GROUP BY rows, after, n ORDER BY n, rows"
+        f"SELECT first, rows, after, n, at FROM {database}.{BEGINS}"
+        " WHERE name = %(name)s AND token = %(token)s AND history = %(history)s ORDER BY at"
     )
-    parameters = {"name": name, "token": token, "history": token_of(client, database, name)}
+    parameters = {"name": name, "token": token, "history": history or token_of(client, database, name)}
+    noted = client.execute(query, parameters)
+    since = {row[1:4]: row[4] for row in reversed(noted)}  # when each was noted for the first time
     found: list[Beginning] = []
-    for row in client.execute(query, parameters):
+    for *row, _ in sorted(noted, key=lambda row: (row[3], since[row[1:4]], row[1], row[0])):
         begins = Beginning(*row)
-        found = [each for each in found if each.rows <= begins.first and each.n < begins.n]
-        found.append(begins)
+        if found and found[-1][1:] == begins[1:]:  # the same once more, for more is known to be in the history
+            found[-1] = begins
+        else:
+            found = [*(each for each in found if each.rows <= begins.first and each.n < begins.n), begins]
     return found
 
 
-def record(client: Client, database: str, name: str, token: str, begins: Beginning) -> None:
-    """Note a beginning of the present history of the table `name` with this creation token, for good."""
-    row = (name, token, token_of(client, database, name), *begins)
-    client.execute(f"INSERT INTO {database}.{BEGINS} (name, token, history, first, rows, after, n) VALUES", [row])
+def start_of(found: Sequence[Beginning], before: int) -> tuple[int, int]:
+    """Return where the rows after number `before` begin in a history that has these beginnings.
 
-
-def pieces(client: Client, database: str, name: str, comment: str) -> list[Piece]:
-    """Return what to read of the table `name`, whose comment is given, and of its history, to have each row once.
-
-    That is in their order: the pieces one after the other, rows of the history by n. Rows that come later are in none
-    of them but the last; those of the table are where they were as long as its comment is the same.
+    That is from an n on, without the first ones of them; the second value is how many these are.
     """
-    token, before = parse_comment(comment)
+    since = max((each for each in found if each.rows <= before), key=lambda each: each.n, default=None)
+    return (since.n, before - since.rows) if since else (found[0].after + 1, 0)
+
+
+def first_number(client: Client, database: str, name: str, token: str, before: int) -> int | None:
+    """Return the n in the history of the first row after number `before` of the table `name` with this creation token.
+
+    None where it has none of them. Of rows of a gap that is not copied yet, some may be lacking after it.
+    """
     found = beginnings(client, database, name, token)
-    first, rows = (found[-1].n, found[-1].rows) if found else (0, 0)
-    ((fed, newest),) = client.execute(f"SELECT count(), max(n) FROM {database}.{history_of(name)} WHERE n >= {first}")
-    parts: list[Piece] = []
-    at = 0
-    for each in found:
-        if not each.is_whole:
-            parts += [
-                Piece(in_history=True, first=at, end=each.after + 1),
-                Piece(in_history=False, first=max(0, each.first - before), end=max(0, each.rows - before)),
-            ]
-            at = each.n
-    return [
-        *parts,
-        Piece(in_history=True, first=at, end=max(newest + 1, first)),
-        Piece(in_history=False, first=max(0, rows + fed - before) if found else 0, end=None),
-    ]
+    if not found:
+        return None
+    first, skipped = start_of(found, before)
+    if not skipped:
+        return first
+    rest = client.execute(
+        f"SELECT n FROM {database}.{history_of(name)} WHERE n >= {first} ORDER BY n LIMIT 1 OFFSET {skipped}"
+    )
+    return int(rest[0][0]) if rest else None
+
+
+def record(client: Client, database: str, name: str, token: str, begins: Beginning, history: str = "") -> None:
+    """Note a beginning of the history of the table `name` with this creation token, for good.
+
+    `history` is the history's own token, as it was when that was found out: it may have been made anew since. Without
+    it, that is the present one.
+    """
+    row = (name, token, history or token_of(client, database, name), *begins)
+    client.execute(f"INSERT INTO {database}.{BEGINS} (name, token, history, first, rows, after, n) VALUES", [row])

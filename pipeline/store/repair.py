@@ -44,6 +44,7 @@ from clickhouse_cityhash.cityhash import CityHash128
 
 from config import PROJECT, all_symbols, load_settings
 from pipeline.files import sync
+from pipeline.human import many
 
 DATA, INDEX, SIZES = "data.bin", "index.mrk", "sizes.json"
 
@@ -223,7 +224,7 @@ class Finding:
     """How many rows are after `prefix`, as far as index.mrk tells."""
 
     def __str__(self) -> str:
-        holds = f"{self.prefix.rows:,} rows in {self.prefix.blocks:,} blocks"
+        holds = f"{many(self.prefix.rows, 'row')} in {many(self.prefix.blocks, 'block')}"
         if self.damage:
             found = ", ".join(self.damage)
             return f"is damaged: {found}\n  saved: {holds}\n  lost: {self.lost_rows}, {self.beyond:,} bytes"
@@ -252,7 +253,7 @@ def examine(path: Path) -> Finding:
         beyond = data.size + index.size - sum(whole)
         rows = sum(entry.rows for entry in _entries(index)) - prefix.rows
         is_exact = index.reach(0) >= recorded[1] if recorded else not beyond
-        lost_rows = f"{rows:,} rows" if is_exact else f"at least {rows:,} rows"
+        lost_rows = f"{many(rows, 'row')}" if is_exact else f"at least {many(rows, 'row')}"
         return Finding(prefix, damage or [f"{DATA} and {INDEX} disagree"], beyond, lost_rows)
 
 

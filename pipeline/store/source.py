@@ -5,27 +5,43 @@ rows come from either, in the order they were stored in. A table has that order 
 has it in `n`, and is read slice by slice, so that the server never sorts more than some ten thousand rows. Its rows are
 those that it had when the first slice was asked for.
 
-A history may be some seconds behind its table (HISTORY_INTERVAL), and have three columns more.
+A history may be some seconds behind its table (HISTORY_INTERVAL), and have three columns more; where it is further
+behind, a warning says by how many rows. Where the settings have no history, and the table was turned over, a warning
+says that older rows are elsewhere.
 """
 
 from __future__ import annotations
 
+import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from clickhouse_driver import Client
+from clickhouse_driver.errors import ServerException
 
 from config import Settings
+from pipeline.human import many
 from pipeline.store.client import CLICKHOUSE_ERRORS
 from pipeline.store.compact import read_table, tables_of
-from pipeline.store.history import beginnings, connect_history, explain_history, history_of, is_there
+from pipeline.store.history import (
+    Beginning,
+    beginnings,
+    connect_history,
+    explain_history,
+    history_of,
+    is_there,
+    kept_days,
+)
 from pipeline.store.schema import parse_comment
+from pipeline.times import iso
 
 _T = TypeVar("_T")
 
 _SLICE = 65_536  # rows that are sorted at a time
+_LATE = 60.0  # seconds that a history may be behind its table, beyond HISTORY_INTERVAL, without a word on it
 _STEP = 65_536  # of n, which rises by one from row to row while a collector runs: no more rows have an n in it
 
 
@@ -39,6 +55,7 @@ class History:
     def __init__(self, settings: Settings, *, timeout: float = 120) -> None:
         self.client = connect_history(settings, timeout=timeout)
         self._settings = settings
+        self._compared: set[str] = set()  # tables whose history is known to be behind or not
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -57,16 +74,71 @@ class History:
         with self.explained():
             if not is_there(self.client, database, name):
                 return None
-        for comment in tables_of(client, database, name).values():
-            token, before = parse_comment(comment)
-            with self.explained():
-                begun = beginnings(self.client, database, name, token)
+        for before, begun in self._beginnings(client, database, name):
             if not begun or not all(each.is_whole for each in begun):
                 if before and begun:
                     lacks = f"Table {history} lacks rows that {database}.{name} has"
                     raise HistoryError(f"{lacks}, which was turned over before: run ch_setup.py --history")
                 return None
         return Source(self.client, history, self)
+
+    def has_begun(self, client: Client, database: str, name: str) -> bool:
+        """Whether a collector has noted from where on the history of the table `name` has its rows.
+
+        Raises HistoryError.
+        """
+        return any(begun for _, begun in self._beginnings(client, database, name))
+
+    def behind(self, client: Client, database: str, name: str) -> str:
+        """Return a line on rows that the table `name` has and its history, which is read, has not got for a minute.
+
+        It is empty where there are none. A history that has got a row just now is asked nothing more. Raises
+        HistoryError.
+        """
+        history = f"{database}.{history_of(name)}"
+        patience = int(1000 * (self._settings.history_interval + _LATE))
+        recent = f"ts >= now64(3) - toIntervalDay(1) AND received >= now64(6) - toIntervalMillisecond({patience})"
+        with self.explained():
+            if self.client.execute(f"SELECT 1 FROM {history} WHERE {recent} LIMIT 1"):
+                return ""
+        tables = tables_of(client, database, name)
+        if list(tables) != [name]:  # it is being rewritten, or there is none
+            return ""
+        token, before = parse_comment(tables[name])
+        with self.explained():
+            begun = beginnings(self.client, database, name, token)
+            days = kept_days(self.client, database, name)
+            if not begun or (days and begun[-1].n / 1e6 < time.time() - days * 86_400):  # some may have been dropped
+                return ""
+            query = f"SELECT count(), toUnixTimestamp64Milli(max(received)) FROM {history} WHERE n >= {begun[-1].n}"
+            ((fed, newest_ms),) = self.client.execute(query)
+        try:
+            ((rows,),) = client.execute(f"SELECT count() FROM {database}.{name}")
+        except ServerException:  # who may only read the history, say, or it is away since a moment ago
+            return ""
+        behind = before + rows - begun[-1].rows - fed
+        if behind <= 0:
+            return ""
+        since = f", and has got no row since {iso(newest_ms)}" if fed else ""
+        return (
+            f"{history} is {many(behind, 'row')} behind {database}.{name}{since}: what is read of it lacks those;"
+            " its collector says why"
+        )
+
+    def warn_if_behind(self, client: Client, database: str, name: str) -> None:
+        """Warn, once, of rows that the table `name` has and its history has not. Raises HistoryError."""
+        if name not in self._compared:
+            self._compared.add(name)
+            if line := self.behind(client, database, name):
+                warnings.warn(line, stacklevel=4)
+
+    def _beginnings(self, client: Client, database: str, name: str) -> Iterator[tuple[int, list[Beginning]]]:
+        """Yield how many rows each of the tables of `name` had before it was turned over, and its beginnings."""
+        for comment in tables_of(client, database, name).values():
+            token, before = parse_comment(comment)
+            with self.explained():
+                begun = beginnings(self.client, database, name, token)
+            yield before, begun
 
 
 @contextmanager
@@ -128,7 +200,13 @@ class Source:
 
 def find_source(client: Client, database: str, name: str, history: History | None = None) -> Source:
     """Return where the rows of the table `name` are; that it is there is not asked. Raises as `read_rows` does."""
-    found = history.source_of(client, database, name) if history else None
+    if history:
+        found = history.source_of(client, database, name)
+        if found:
+            history.warn_if_behind(client, database, name)
+    else:
+        found = None
+        _warn_of_history(client, database, name)
     return found or Source(client, f"{database}.{name}")
 
 
@@ -141,9 +219,25 @@ def read_rows(
     pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     if history and (source := history.source_of(client, database, name)):
+        history.warn_if_behind(client, database, name)
         with history.explained():
             return read(source)
+    if not history:
+        _warn_of_history(client, database, name)
     return read_table(client, database, name, lambda table: read(Source(client, table)))
+
+
+def _warn_of_history(client: Client, database: str, name: str) -> None:
+    """Warn where a table was turned over, so that its history on the same server has rows which it has no more."""
+    for comment in tables_of(client, database, name).values():
+        token, before = parse_comment(comment)
+        with suppress(ServerException):  # who may not look at a history has none
+            if before and is_there(client, database, name) and beginnings(client, database, name, token):
+                warnings.warn(
+                    f"{database}.{name} has its newest rows only, and {database}.{history_of(name)} the older ones:"
+                    " set HISTORY=1 to read all of them",
+                    stacklevel=3,
+                )
 
 
 def in_range(start_ms: int | None, end_ms: int | None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -57,6 +57,13 @@ class Storage:
     def records(self) -> int:
         """Records of all tables."""
         return sum(table.records for table in self.tables)
+
+
+def records_by_type(
+    tables: Iterable[TableStorage], both: Mapping[str, Mapping[str, int]]
+) -> dict[str, Mapping[str, int]]:
+    """Return the records of each table by message type, by its name: those of `both`, where it is among them."""
+    return {table.name: both.get(table.name, table.by_type) for table in tables}
 
 
 def survey(client: Client, database: str, configs: Sequence[SymbolConfig], *, show_progress: bool = False) -> Storage:

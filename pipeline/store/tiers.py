@@ -7,12 +7,13 @@ knows its rows, and a table that is turned over is small.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clickhouse_driver import Client
 
 from config import SymbolConfig
 from pipeline.human import human_size
+from pipeline.store.both import count_rows
 from pipeline.store.compact import read_table
 from pipeline.store.history import history_of
 from pipeline.store.source import History, HistoryError
@@ -40,11 +41,25 @@ class Tiers:
     history: Tier | None
     trouble: str
     """A line on why the history is not read; empty where it is."""
+    by_type: dict[str, int] = field(default_factory=dict)
+    """Records of both by message type, each counted once: t, d, dp, dl."""
+    behind: str = ""
+    """A line on rows that the history, which is read, has not got for too long; empty where there are none."""
+
+    @property
+    def records(self) -> int:
+        """Records of both, each counted once."""
+        return sum(self.by_type.values())
+
+    @property
+    def amiss(self) -> str:
+        """A line on what is wrong with the history; empty where nothing is."""
+        return self.trouble or self.behind
 
     def as_text(self) -> list[str]:
         """Return lines for verif.py's report."""
         tiers = [each for each in (self.history, self.live) if each]
-        return [*map(_describe, tiers), *([self.trouble] if self.trouble else [])]
+        return [*map(_describe, tiers), *([self.amiss] if self.amiss else [])]
 
 
 def survey_tiers(client: Client, database: str, configs: Sequence[SymbolConfig], history: History) -> list[Tiers]:
@@ -57,17 +72,25 @@ def survey_tiers(client: Client, database: str, configs: Sequence[SymbolConfig],
 
 def _survey(client: Client, database: str, name: str, history: History) -> Tiers:
     live = read_table(client, database, name, lambda source: _tier(client, source))
+    by_type = count_rows(client, database, name, history)
     with history.explained():
         archived = read_table(history.client, database, history_of(name), lambda source: _tier(history.client, source))
-    trouble, archive = "", f"{database}.{history_of(name)}"
+    trouble, behind, archive = "", "", f"{database}.{history_of(name)}"
     try:
         if not archived:
             trouble = f"Table {archive} does not exist: run ch_setup.py"
-        elif not history.source_of(client, database, name):
+        elif history.source_of(client, database, name):
+            behind = history.behind(client, database, name)
+        elif history.has_begun(client, database, name):
             trouble = f"{archive} lacks rows that {name} has, so that is read: run ch_setup.py --history"
+        elif archived.records or (live and live.records):
+            trouble = (
+                f"{archive} has not begun, so {name} is read: let its collector run with HISTORY=1, then run"
+                " ch_setup.py --history"
+            )
     except HistoryError as error:
         trouble = str(error)
-    return Tiers(name, live, archived, trouble)
+    return Tiers(name, live, archived, trouble, by_type, behind)
 
 
 def _tier(client: Client, source: str) -> Tier:

@@ -4,11 +4,13 @@ In: a StripeLog table of many small blocks, and its history (pipeline.store.hist
 rows only, those that the history did not have yet, in one block; its comment says how many it had before. Promise: no
 row is deleted before it was found in the history, by count and by a hash over the rows; those that are to stay are
 copied aside first; and whatever is killed, at whatever moment, the tables that are left say how to go on, and
-`pipeline.store.compact.resume` does. The long part, the comparing, is done while rows come; then the table goes by
-another name for as long as it takes to read it once, and whatever is amiss then, it is brought back as it was.
+`pipeline.store.compact.resume` does. What takes long, comparing and copying, is done while the table is there; then it
+goes by another name for a moment or, where rows came meanwhile, for as long as it takes to read it once more. Whatever
+is amiss then, it is brought back as it was.
 
-    btc                                     before, and after
-    btc_turning_X   [btc_tail_X]            set aside; the tail is not whole yet
+    btc             [btc_copying_X]         before, and after; the newest rows are being copied
+    btc_turning_X   [btc_copying_X or btc_tail_X]
+                                            set aside; the tail is not known to be whole yet
     btc_turning_X    btc_tail_X             the tail is whole, and the comment of the first ends with `!`: it is being
                                             emptied, filled from the tail, and its comment changed
     btc             [btc_tail_X]            done; the tail is to be deleted
@@ -27,8 +29,17 @@ from config import Settings
 from pipeline.human import many
 from pipeline.store.client import ALL_ROWS
 from pipeline.store.compact import CompactionError, Compactor, NotEmptied, Progress, compact, resume
-from pipeline.store.copying import HASH, copy
-from pipeline.store.history import Beginning, beginnings, connect_history, history_of, is_there, record
+from pipeline.store.copying import HASH, HistoryDiffers, copy
+from pipeline.store.history import (
+    Beginning,
+    beginnings,
+    connect_history,
+    history_of,
+    is_there,
+    record,
+    start_of,
+    token_of,
+)
 from pipeline.store.schema import parse_comment
 
 _FEW = 100_000  # rows that a history lacks, at most, to be copied there at once
@@ -82,47 +93,67 @@ class _TurnOver(Compactor):
         if not is_there(there, *place):
             raise NotInHistory(f"{self._full_name} has no history")
         token, before = parse_comment(comment)
-        gaps = [each for each in beginnings(there, *place, token) if not each.is_whole]
+        own = token_of(there, *place)
+        gaps = [each for each in beginnings(there, *place, token, own) if not each.is_whole]
         if gaps:
             missing = sum(each.rows - each.first for each in gaps)
             if missing > _FEW:
                 raise NotInHistory(f"{history} lacks {missing:,} rows of {self._full_name}: ch_setup.py --history")
-            yield from copy(settings, self._name)
+            try:
+                yield from copy(settings, self._name, keep_others=True)  # nobody is here to be asked
+            except HistoryDiffers:
+                raise NotInHistory(
+                    f"{history} does not have the same rows as {self._full_name}: ch_setup.py --history"
+                ) from None
         rows, _, _ = self._look(self._full_name)
         yield Progress(f"Comparing {self._full_name}, {many(rows, 'row')}, with its history", done=0)
         sure, last = self._in_history(there, history, token, before, rows)
-        record(there, *place, token, Beginning(before + sure, before + sure, last, last + 1))
+        record(there, *place, token, Beginning(before + sure, before + sure, last, last + 1), own)
         self._wait_for_readers()
-        away = time.monotonic()
-        self._rename(self._full_name, self._turning)
         try:
+            self._create(self._copying, comment, self._full_name)
+            self._copy_after(sure, self._full_name, self._copying)
+            away = time.monotonic()
+            self._set_aside(self._turning, comment)
+        except (ServerException, CompactionError, KeyboardInterrupt):
+            self._drop(self._copying)
+            raise
+        try:
+            self._rename(self._copying, self._tail)  # whoever takes that for left behind knows it by its former name
             self._wait_for_others(_FENCE_TIMEOUT)
             self._refuse_other_copies()
+            kept = self._complete_tail(sure)
             whole = f"{token}+{before + sure}"
-            self._create(self._tail, whole, self._turning)
-            kept = self._copy_tail(sure)
+            self._set_comment(self._tail, whole)
             self._set_comment(self._turning, f"{whole}!")
         except (ServerException, CompactionError, KeyboardInterrupt):
             self._back_as_it_was(comment)
             raise
         try:
-            self._finish_turning(f"{whole}!", [self._tail])
+            for _ in self._finish_turning(f"{whole}!", self._tail):
+                pass
         except NotEmptied:
             self._back_as_it_was(comment)
             raise
-        now = time.monotonic()
+        away = time.monotonic() - away
+        self._drop(self._tail)
         yield Progress(
             f"Turned {self._full_name} over: {many(sure, 'row')} are in {history} only, {kept:,} stay; it was away for"
-            f" {1000 * (now - away):.0f} ms; {now - started:.1f} s",
+            f" {1000 * away:.0f} ms; {time.monotonic() - started:.1f} s",
             done=1,
         )
 
-    def _copy_tail(self, sure: int) -> int:
-        """Copy aside what comes after the first `sure` rows of the table that is set aside; return how many rows."""
-        query = f"SELECT ts, mt, m FROM {self._turning} LIMIT 1000000000 OFFSET {sure}"
-        self._run(f"INSERT INTO {self._tail} {query}")
-        kept, _, _ = self._look(self._tail)
-        if sure + kept != self._look(self._turning)[0]:
+    def _copy_after(self, rows: int, source: str, target: str) -> None:
+        """Copy what comes after the first so many rows of a table."""
+        self._run(f"INSERT INTO {target} SELECT ts, mt, m FROM {source} LIMIT 1000000000 OFFSET {rows}")
+
+    def _complete_tail(self, sure: int) -> int:
+        """Bring the tail up to all but the first `sure` rows of the table set aside; return how many rows it has."""
+        rows = self._look(self._turning)[0]
+        if sure + (kept := self._look(self._tail)[0]) < rows:
+            self._copy_after(sure + kept, self._turning, self._tail)
+            kept = self._look(self._tail)[0]
+        if sure + kept != rows:
             raise CompactionError(f"The newest rows of {self._full_name} cannot be copied")
         return kept
 
@@ -134,28 +165,37 @@ class _TurnOver(Compactor):
         found = beginnings(there, self._database, self._name, token)
         if not found:
             raise NotInHistory(f"The history of {self._full_name} has not begun")
-        since = max((each for each in found if each.rows <= before), key=lambda each: each.n, default=None)
-        if since is None and before:
-            raise NotInHistory(f"Where the history of {self._full_name} begins is not known")
-        first, skipped = (since.n, before - since.rows) if since else (found[0].after + 1, 0)
-        ((fed,),) = there.execute(f"SELECT count() FROM {history} WHERE n >= {first}")
-        ahead = fed - skipped - rows
+        same = self._compare(there, history, *start_of(found, before), 0, rows)
+        if same is None:
+            # The history may have more: rows that the table has lost. Up to here, each row was found there by `copy`.
+            copied = [each for each in found if each.is_whole and before < each.rows <= before + rows]
+            if copied:
+                same = self._compare(there, history, copied[-1].n, 0, copied[-1].rows - before, rows)
+        if same is None:
+            raise NotInHistory(f"{history} does not have the same rows as {self._full_name}")
+        return same
+
+    def _compare(
+        self, there: Any, history: str, first: int, skipped: int, found: int, rows: int
+    ) -> tuple[int, int] | None:
+        """Compare the table's `rows` rows, but the first `found`, with those of the history from n = `first` on.
+
+        Of the latter, the first `skipped` are not among them. Returns as `_in_history`; None where they are not the
+        same. Raises CompactionError.
+        """
+        # Together, for more rows come meanwhile.
+        ((fed, newest),) = there.execute(f"SELECT count(), max(n) FROM {history} WHERE n >= {first}")
+        ahead = fed - skipped - (rows - found)
         sure = rows + min(ahead, 0)
         if not sure or -ahead > _SPARE:
             raise CompactionError(f"{history} has not got the newest {-ahead:,} rows of {self._full_name} yet")
-        query = f"SELECT n FROM {history} WHERE n >= {first} ORDER BY n"
-        ((last,),) = there.execute(f"{query} DESC LIMIT 1 OFFSET {max(ahead, 0)}")
+        if sure == found:
+            return sure, first - 1
+        found_n = f"SELECT n FROM {history} WHERE n >= {first} AND n <= {newest} ORDER BY n"
+        ((last,),) = there.execute(f"{found_n} DESC LIMIT 1 OFFSET {max(ahead, 0)}")
         if skipped:
-            ((first,),) = there.execute(f"{query} LIMIT 1 OFFSET {skipped}")
+            ((first,),) = there.execute(f"{found_n} LIMIT 1 OFFSET {skipped}")
         theirs = there.execute(f"SELECT {HASH} FROM {history} WHERE n >= {first} AND n <= {last}")
-        ours = self._client.execute(
-            f"SELECT {HASH} FROM (SELECT ts, mt, m FROM {self._full_name} LIMIT {sure})", query_id=self._query_id()
-        )
-        if ours != theirs:
-            raise NotInHistory(f"{history} does not have the same rows as {self._full_name}")
-        return sure, last
-
-    def _back_as_it_was(self, comment: str) -> None:
-        self._set_comment(self._turning, comment)
-        self._drop(self._tail)
-        self._rename(self._turning, self._full_name)
+        part = f"(SELECT ts, mt, m FROM {self._full_name} LIMIT {sure - found} OFFSET {found})"
+        ours = self._client.execute(f"SELECT {HASH} FROM {part}", query_id=self._query_id())
+        return (sure, last) if ours == theirs else None

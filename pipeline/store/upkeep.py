@@ -64,7 +64,8 @@ class Upkeep:
         if not found:  # ch_setup.py has not run yet
             return False
         rows = found[0][0] or 0  # None: not touched since the server started
-        if self._small + max(rows - self._rows, 0) > limit:
+        self._rows = min(self._rows, rows)  # it was turned over, or old rows were dropped
+        if self._small + rows - self._rows > limit:
             self._small = count_small_blocks(self._settings, self._name)
             self._rows = rows
         return self._small > limit

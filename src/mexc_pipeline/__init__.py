@@ -40,7 +40,18 @@ def _in_the_project() -> Iterator[None]:
 
 with _in_the_project():
     from config import ConfigError, load_settings
-    from pipeline.read import BadRow, LoadError, candles, depth_levels, hftbacktest, load, newest_day, read, top_of_book
+    from pipeline.read import (
+        BadRow,
+        LoadError,
+        audit_symbol,
+        candles,
+        depth_levels,
+        hftbacktest,
+        load,
+        newest_day,
+        read,
+        top_of_book,
+    )
     from pipeline.store.client import connect
     from pipeline.times import parse_time
 
@@ -48,6 +59,7 @@ __all__ = [
     "BadRow",
     "ConfigError",
     "LoadError",
+    "audit_symbol",
     "candles",
     "connect",
     "depth_levels",

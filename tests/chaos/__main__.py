@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 
-from tests.chaos.rounds import Broken, Chaos
+from tests.chaos.rounds import Broken, Chaos, kinds_of
 
 
 def main() -> int:
@@ -17,10 +17,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000), help="the choices of a former run")
     parser.add_argument("--history", action="store_true", help="with HISTORY=1, and turning over among the faults")
+    parser.add_argument("--fleet", action="store_true", help="four symbols of collect.py")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
     logging.getLogger("clickhouse_driver").setLevel(logging.CRITICAL)  # the test's own connection breaks, too
-    chaos = Chaos(arguments.seed, say=lambda line: print(line, file=sys.stderr, flush=True), history=arguments.history)
+    kinds = kinds_of(history=arguments.history, fleet=arguments.fleet)
+    chaos = Chaos(arguments.seed, lambda line: print(line, file=sys.stderr, flush=True), kinds)
     begin = time.monotonic()
     try:
         chaos.run(arguments.rounds)

@@ -170,6 +170,8 @@ class SentLog:
         *lines, self._begun = (self._begun + self._file.read()).split(b"\n")
         for line in lines:
             entry = json.loads(line)
+            if entry["symbol"] != self._symbol:
+                continue
             frame = entry["frame"]
             (row,) = parse_frame(frame, self._symbol, 0).rows
             as_filled = (json.loads(frame)["data"]["t"], row.mt, row.m) if row.mt == DEAL else None

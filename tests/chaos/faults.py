@@ -82,6 +82,35 @@ def collector_killed_while_clickhouse_is_frozen(world: World, chance: Random) ->
     world.server.send(signal.SIGCONT)
 
 
+def child_killed(world: World, chance: Random) -> None:
+    for archive in chance.sample(world.archives, chance.randint(1, len(world.archives))):
+        world.kill_child(archive)
+        time.sleep(chance.uniform(0, 0.1))
+
+
+def parent_killed(world: World, chance: Random) -> None:
+    collector_killed(world, chance)
+
+
+def child_and_clickhouse_killed(world: World, chance: Random) -> None:
+    child_killed(world, chance)
+    clickhouse_killed(world, chance)
+
+
+def child_killed_while_clickhouse_is_frozen(world: World, chance: Random) -> None:
+    world.server.send(signal.SIGSTOP)
+    time.sleep(chance.uniform(0, 0.3))
+    child_killed(world, chance)
+    time.sleep(chance.uniform(0, 1.5))
+    world.server.send(signal.SIGCONT)
+
+
+def child_killed_amid_compaction(world: World, chance: Random) -> None:
+    compaction = _begin_compaction(world, chance)
+    child_killed(world, chance)
+    compaction.wait()
+
+
 def compaction_killed(world: World, chance: Random) -> None:
     _begin_compaction(world, chance).stop(signal.SIGKILL)
 
@@ -106,14 +135,16 @@ def _kill_with_collector(world: World, process: Process, after: float) -> None:
 
 def _begin_compaction(world: World, chance: Random) -> Process:
     """Return `ch_setup.py --compact` at some moment of its work, or just before or after it."""
-    compaction = world.stack.start("ch_setup.py", "--compact", "btc")
+    compaction = world.stack.start("ch_setup.py", "--compact", chance.choice(world.archives).name)
     compaction.wait_for("^Compacting ")
     time.sleep(chance.uniform(0, 0.5))
     return compaction
 
 
 def turnover(world: World, chance: Random) -> None:
-    _begin_turnover(world, chance).wait_for("^(Turned |.* stays as it is for now)")
+    upkeep = _begin_turnover(world, chance)
+    upkeep.wait_for("^(Turned |.* stays as it is for now)")
+    assert upkeep.stop() == 0, upkeep.output  # or it would turn tables over amid other faults, too
 
 
 def turnover_killed(world: World, chance: Random) -> None:
@@ -146,30 +177,43 @@ def journal_disk_full(world: World, chance: Random) -> None:
     world.server.send(signal.SIGCONT)
 
 
+def reset(world: World, chance: Random) -> None:
+    with world.proxy.refusing() if chance.random() < 0.5 else nullcontext():
+        time.sleep(chance.uniform(0, 1))
+        with world.reset():
+            pass
+
+
+def reset_and_child_killed(world: World, chance: Random) -> None:
+    reset(world, chance)
+    time.sleep(chance.uniform(0, 0.3))
+    child_killed(world, chance)
+
+
 def feed_cut(world: World, chance: Random) -> None:
-    world.end_connection()
+    world.end_connections()
     world.exchange.fault(chance.choice(["drop", "close"]))
-    world.wait_for_line("missed deals filled in; none is missing")
+    world.wait_for_line("missed deals? filled in; none is missing")
 
 
 def feed_cut_and_collector_frozen(world: World, chance: Random) -> None:
-    world.end_connection()
+    world.end_connections()
     world.exchange.fault("drop")
     world.wait_for_line("no market data from .* to ")
     time.sleep(chance.uniform(0, 1))
     world.collector.send(signal.SIGSTOP)
     time.sleep(chance.uniform(1, 3))
     world.collector.send(signal.SIGCONT)
-    world.wait_for_line("missed deals filled in; none is missing")
+    world.wait_for_line("missed deals? filled in; none is missing")
 
 
 def collector_killed_and_filled(world: World, chance: Random) -> None:
     collector_killed(world, chance)
-    world.wait_for_line("missed deals filled in; none is missing")
+    world.wait_for_line("missed deals? filled in; none is missing")
 
 
-def _power_fails(*machines: Machine) -> tuple[Fault, Fault, Fault]:
-    """Return the faults in which the power fails on these machines at once."""
+def _power_fails(*machines: Machine) -> tuple[Fault, Fault, Fault, Fault]:
+    """Return the faults in which the power fails on these machines at once; the last one is for a history."""
     where = "both" if len(machines) > 1 else machines[0]
 
     def power_fails(world: World, chance: Random) -> None:
@@ -191,7 +235,13 @@ def _power_fails(*machines: Machine) -> tuple[Fault, Fault, Fault]:
         else:
             _lose_power_after_reset(world, machines, chance)
 
-    faults = power_fails, power_fails_amid_compaction, power_fails_around_reset
+    def power_fails_amid_turnover(world: World, chance: Random) -> None:
+        time.sleep(chance.uniform(0, 1))
+        upkeep = _begin_turnover(world, chance)
+        world.lose_power(machines, chance)
+        upkeep.stop(signal.SIGKILL)
+
+    faults = power_fails, power_fails_amid_compaction, power_fails_around_reset, power_fails_amid_turnover
     for fault in faults:
         fault.__name__ = f"{where}: {fault.__name__}"
     return faults
@@ -211,10 +261,7 @@ def _lose_power_amid_reset(world: World, machines: Sequence[Machine], chance: Ra
 
 def _lose_power_after_reset(world: World, machines: Sequence[Machine], chance: Random) -> None:
     """Let it fail when `--reset` is done, with rows that waited for that or without."""
-    with world.proxy.refusing() if chance.random() < 0.5 else nullcontext():
-        time.sleep(chance.uniform(0, 1))
-        with world.reset():
-            pass
+    reset(world, chance)
     time.sleep(chance.uniform(0, 1))
     world.lose_power(machines, chance)
 
@@ -236,21 +283,38 @@ UNDER_LOAD: tuple[Fault, ...] = (
 )
 """At a high rate, and without REST, so that it is known of each row whether it has to be there."""
 
-POWER_LOSSES: tuple[Fault, ...] = (
-    *_power_fails("collector"),
-    *_power_fails("clickhouse"),
-    *_power_fails("collector", "clickhouse"),
-)
+_POWER_LOSSES = _power_fails("collector"), _power_fails("clickhouse"), _power_fails("collector", "clickhouse")
+POWER_LOSSES: tuple[Fault, ...] = tuple(fault for faults in _POWER_LOSSES for fault in faults[:-1])
 """As `UNDER_LOAD`, in a world whose power can fail."""
 
 WITH_REST: tuple[Fault, ...] = (feed_cut, feed_cut_and_collector_frozen, collector_killed_and_filled)
 """At the market's own rate, where REST's list covers a short gap: no deal may be missing."""
 
-WITH_HISTORY: tuple[Fault, ...] = (
-    *UNDER_LOAD,
+TURNOVERS: tuple[Fault, ...] = (
     turnover,
     turnover_killed,
     clickhouse_killed_amid_turnover,
     turnover_and_collector_killed,
 )
 """As `UNDER_LOAD`, in a world with HISTORY=1."""
+
+TURNOVERS_AND_POWER: tuple[Fault, ...] = tuple(faults[-1] for faults in _POWER_LOSSES)
+"""As `POWER_LOSSES`, in a world with HISTORY=1."""
+
+WITH_FLEET: tuple[Fault, ...] = (
+    child_killed,
+    parent_killed,
+    clickhouse_killed,
+    both_killed,
+    child_and_clickhouse_killed,
+    child_killed_while_clickhouse_is_frozen,
+    connection_cut,
+    connection_refused,
+    compaction_killed,
+    child_killed_amid_compaction,
+    clickhouse_killed_amid_compaction,
+    compaction_and_collector_killed,
+    reset,
+    reset_and_child_killed,
+)
+"""As `UNDER_LOAD`, in a world with collect.py; its parent is the collector that is killed."""

@@ -11,14 +11,18 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from tests.chaos.syncs import Syncs
 
 _PAGE = 4096
+_SETTLED = 50_000_000  # nanoseconds after which no change of a directory can have the same time of it any more
 
 
 @dataclass
@@ -31,6 +35,18 @@ class _Names:
     """By name, the inodes."""
 
 
+class _Listing(NamedTuple):
+    """What is in one directory."""
+
+    status: tuple[int, int]
+    """The directory's inode and when it was changed."""
+    is_settled: bool
+    """Whether it is as it was as long as its status is."""
+    directories: list[Path]
+    links: dict[Path, Path]
+    files: dict[Path, int]
+
+
 class PowerLoss:
     """Watches over one directory."""
 
@@ -38,6 +54,7 @@ class PowerLoss:
         """`root` is the directory, as this process sees it; `socket` is a path for the watched processes to call."""
         self._root = root
         self._lock = threading.Lock()
+        self._listings: dict[Path, _Listing] = {}
         self._syncs = Syncs(socket, self._synced)
         self.prefix = self._syncs.prefix
         """Has to stand before the command of a process that writes there."""
@@ -83,23 +100,41 @@ class PowerLoss:
                 self._contents[inode] = read()
 
     def _look(self) -> _Names:
+        while True:
+            with suppress(FileNotFoundError):  # one was renamed meanwhile, or removed: it may have another name now
+                return self._look_once()
+
+    def _look_once(self) -> _Names:
         names = _Names()
-        below = [self._root]
+        before, self._listings = self._listings, {}
+        below = [Path()]
         while below:
-            try:
-                with os.scandir(below.pop()) as entries:
-                    for entry in entries:
-                        name = Path(entry.path).relative_to(self._root)
-                        if entry.is_symlink():
-                            names.links[name] = Path(entry.path).readlink()
-                        elif entry.is_dir():
-                            names.directories.append(name)
-                            below.append(Path(entry.path))
-                        else:
-                            names.files[name] = entry.inode()
-            except FileNotFoundError:  # it was just removed
-                continue
+            directory = below.pop()
+            self._listings[directory] = listing = self._list(directory, before.get(directory))
+            names.directories += listing.directories
+            names.links |= listing.links
+            names.files |= listing.files
+            below += listing.directories
         return names
+
+    def _list(self, directory: Path, before: _Listing | None) -> _Listing:
+        """Return what is in a directory: as it was `before`, where that is known. A history has thousands of files."""
+        path = self._root / directory
+        now, status = time.time_ns(), path.stat()
+        known = status.st_ino, status.st_mtime_ns
+        if before and before.is_settled and before.status == known:
+            return before
+        found = _Listing(known, now - status.st_mtime_ns > _SETTLED, [], {}, {})
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = directory / entry.name
+                if entry.is_symlink():
+                    found.links[name] = Path(entry.path).readlink()
+                elif entry.is_dir():
+                    found.directories.append(name)
+                else:
+                    found.files[name] = entry.inode()
+        return found
 
     def _read(self, names: _Names) -> Iterator[tuple[int, bytes]]:
         for file, inode in names.files.items():

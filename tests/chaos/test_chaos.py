@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -13,9 +14,8 @@ import pytest
 
 from config import PROJECT
 from tests.chaos.audit import Connection, SentLog, SentRow, Verdict, compare, end_of, joined, must_have_read, places
-from tests.chaos.faults import WITH_HISTORY
 from tests.chaos.power import PowerLoss
-from tests.chaos.rounds import FAULTS, Chaos, plan
+from tests.chaos.rounds import Chaos, faults_of, kinds_of, plan
 from tests.proxy import open_proxy
 from tests.stack import PATIENCE, StoredRow, open_stack
 
@@ -29,18 +29,22 @@ open("unsynced", "w").close(); os.unlink("other")
 
 
 @pytest.mark.timeout(300)
-def test_each_fault_once() -> None:
-    chaos = Chaos(seed=20, say=print)
-    chaos.run(len(FAULTS))
-    for name, tally in chaos.tallies.items():
-        assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
-        assert tally.rows > 0, name
-
-
-@pytest.mark.timeout(300)
-def test_each_fault_once_with_a_history() -> None:
-    chaos = Chaos(seed=7, say=print, history=True)
-    chaos.run(len(WITH_HISTORY))
+@pytest.mark.parametrize(
+    ("seed", "variant", "left_out"),
+    [
+        (20, {}, "nothing"),
+        (7, {"history": True}, "^(?!.*turnover|.*around_reset)"),  # what others have done already
+        (3, {"fleet": True}, "^(?!child|parent)"),
+    ],
+    ids=["plain", "history", "fleet"],
+)
+def test_each_fault_once(seed: int, variant: dict[str, bool], left_out: str) -> None:
+    kinds = [
+        (tuple(fault for fault in faults if not re.search(left_out, fault.__name__)), world)
+        for faults, world in kinds_of(**variant)
+    ]
+    chaos = Chaos(seed, print, kinds)
+    chaos.run(len(faults_of(kinds)))
     for name, tally in chaos.tallies.items():
         assert (tally.rounds, tally.lost, tally.doubled, tally.misplaced) == (1, 0, 0, 0), name
         assert tally.rows > 0, name
@@ -69,11 +73,11 @@ def test_a_power_loss_leaves_what_was_synced_and_may_leave_any_page_of_the_rest(
 
 
 def test_a_plan_has_each_fault_equally_often_and_follows_from_its_seed() -> None:
-    kinds = [*FAULTS]
-    faults = [fault for _, fault in plan(3 * len(kinds), seed=1)]
+    kinds = faults_of(kinds_of())
+    faults = [fault for _, fault in plan(3 * len(kinds), 1, kinds)]
     assert sorted(map(kinds.index, faults)) == sorted([*range(len(kinds))] * 3)
-    assert faults == [fault for _, fault in plan(3 * len(kinds), seed=1)]
-    assert faults != [fault for _, fault in plan(3 * len(kinds), seed=2)]
+    assert faults == [fault for _, fault in plan(3 * len(kinds), 1, kinds)]
+    assert faults != [fault for _, fault in plan(3 * len(kinds), 2, kinds)]
 
 
 def row(n: int) -> StoredRow:

@@ -5,39 +5,32 @@ The journal and ClickHouse's data are on small disks of their own, which can be 
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import signal
-import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import astuple
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
-from clickhouse_driver.errors import ServerException
-
-from bench.feeds import STORED_AT
-from pipeline.store.client import is_missing_table
-from pipeline.store.history import pieces
-from pipeline.store.repair import examine
-from tests.chaos.audit import SentLog, Verdict, compare, end_of, joined, must_have_read, places
+from config import all_symbols, choose_symbols, load_settings
+from tests.chaos.archive import FLOWING, Archive
+from tests.chaos.audit import Verdict
 from tests.chaos.power import PowerLoss
 from tests.disks import Disks, small_disks
 from tests.proxy import Proxy, open_proxy
-from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, open_stack
+from tests.stack import PATIENCE, Exchange, Process, Stack, eventually, open_stack
 
-DISK = "128m"
+DISK, DISK_WITH_HISTORY = "128m", "384m"  # where what was merged stays for minutes
 Machine = Literal["collector", "clickhouse"]
-FLOWING = 20  # rows after a fault that show that all is well again
-_EACH_ROW = "SELECT toUnixTimestamp64Milli(ts) AS ts, toString(mt) AS mt, m FROM mexc_data.btc"
 _SUSPICIOUS = re.compile(r"Traceback|WARNING: (?!new rows are LOST)|was reset|lost its last|This is a bug")
 
 
 class World:
-    """One collector and what surrounds it; use `open_world`."""
+    """A collector, or collect.py with several, and what surrounds it; use `open_world`."""
 
     def __init__(
         self,
@@ -46,24 +39,17 @@ class World:
         proxy: Proxy,
         exchange: Exchange,
         power: dict[Machine, PowerLoss],
-        env: dict[str, Any],
+        fleet: Sequence[str],
     ) -> None:
-        """`power` is of the machines whose power can fail; `env` are the collector's own settings."""
+        """`power` is of the machines whose power can fail; `fleet` are the tables of collect.py, or none."""
         self.stack, self.disks, self.proxy, self.exchange = stack, disks, proxy, exchange
         self._power = power
-        self._env = {"CLICKHOUSE_PORT": proxy.port, "PING_INTERVAL": 5, **env}
-        self._has_history = "HISTORY" in env
+        self._fleet = fleet
         self.journal = Path(stack.env["JOURNAL_DIR"])
-        self.sent = SentLog(exchange.log, "BTC_USDT")
-        self.stored: list[StoredRow] = []
-        """What the table holds, after what those had that were reset."""
-        self._again_before = self._again_now = 0
-        self._former: list[StoredRow] = []  # of tables that were reset
-        self._present: list[StoredRow] = []  # of the one that there is
+        symbols = all_symbols(load_settings(stack.env, dotenv=None))
+        self.archives = [Archive(stack, disks, exchange, each) for each in choose_symbols(fleet or ["btc"], symbols)]
         self.collectors: list[Process] = []
         self._expected: set[str] = set()  # what a collector may well say, after what was done
-        self._ended = 0
-        """The number of the last connection that has ended."""
 
     def start_clickhouse(self) -> None:
         with self._watched("clickhouse"):
@@ -71,7 +57,8 @@ class World:
 
     def start_collector(self) -> None:
         with self._watched("collector"):
-            self.collector = self.stack.collector(**self._env)
+            command = ["collect.py", *self._fleet] if self._fleet else ["btcdat.py"]
+            self.collector = self.stack.start(*command, CLICKHOUSE_PORT=self.proxy.port, PING_INTERVAL=5)
         self.collectors.append(self.collector)
         self._lines_before = 0
 
@@ -87,38 +74,79 @@ class World:
             self.stack.prefix = prefix
 
     def kill_collector(self) -> None:
-        """Kill it at once, and note what it had read until then."""
-        _freeze(self.exchange.process)
-        _freeze(self.collector)
-        unread = _unread_bytes(self.collector.pid, int(self.exchange.http.rpartition(":")[2]))
-        self.collector.stop(signal.SIGKILL)
-        self.end_connection(unread)
+        """Kill it at once, and note what it had read until then; of a fleet, the parent is killed."""
+        _freeze(self.exchange.process.pid)
+        for pid in self._members().values():
+            _freeze(pid)
+        self._end_connections()
+        self._stop(self.collector)
         self.exchange.process.send(signal.SIGCONT)
 
-    def end_connection(self, unread_bytes: int | None = None) -> None:
-        """Note that the connection ends now; how much of it will be unread is not known where it is None."""
-        self.sent.read()
-        self._ended, connection = max(self.sent.connections.items())
-        connection.must = 0 if unread_bytes is None else must_have_read(connection.rows, unread_bytes)
+    def kill_child(self, archive: Archive) -> None:
+        """Kill the collector of a fleet that has this table, as `kill_collector` does one that is alone."""
+        eventually(lambda: archive in self._members(), f"a collector of {archive.name}")
+        pid = self._members()[archive]
+        _freeze(self.exchange.process.pid)
+        _freeze(pid)
+        archive.end_connection(self._unread_bytes(pid))
+        os.kill(pid, signal.SIGKILL)
+        self.exchange.process.send(signal.SIGCONT)
+
+    def end_connections(self) -> None:
+        """Note that the connections end now, and that it is not known how much of them will be unread."""
+        for archive in self.archives:
+            archive.end_connection()
+
+    def _end_connections(self) -> None:
+        """Note that the connections end now, the collectors being stopped."""
+        for archive, pid in self._members().items():
+            archive.end_connection(self._unread_bytes(pid))
+
+    def _members(self) -> dict[Archive, int]:
+        """Return the processes that collect now, by what they collect."""
+        if not self._fleet:
+            return {self.archives[0]: self.collector.pid}
+        found: dict[Archive, int] = {}
+        for pid in _children(self.collector.pid):
+            files = _files(pid)
+            found |= {each: pid for each in self.archives if str(self.journal / f"{each.name}.db") in files}
+        return found
+
+    def _stop(self, process: Process) -> None:
+        """Kill a process, and wait until those that it has started have ended, too."""
+        children = _children(process.pid)
+        process.stop(signal.SIGKILL)
+        eventually(lambda: not any(map(_is_alive, children)), "children that end with their parent")
+
+    def _unread_bytes(self, pid: int) -> int:
+        """Return how many bytes from the exchange wait in the sockets of a process."""
+        peer = f"0100007F:{int(self.exchange.http.rpartition(':')[2]):04X}"
+        sockets = _files(pid)
+        connections = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
+        return sum(
+            int(fields[4].partition(":")[2], 16)
+            for fields in connections
+            if fields[2] == peer and f"socket:[{fields[9]}]" in sockets
+        )
 
     def lose_power(self, machines: Sequence[Machine], chance: Random) -> None:
         """Let the power fail on these machines at once, and come back: ClickHouse is repaired before it starts."""
-        _freeze(self.exchange.process)
-        victims = [self.collector if machine == "collector" else self.server for machine in machines]
+        _freeze(self.exchange.process.pid)
+        victims = {self.collector if machine == "collector" else self.server for machine in machines}
+        for pid in [*(each.pid for each in victims), *(self._members().values() if "collector" in machines else ())]:
+            _freeze(pid)
+        unread = {each: self._unread_bytes(pid) for each, pid in self._members().items() if "collector" in machines}
         for victim in victims:
-            _freeze(victim)
-        port = int(self.exchange.http.rpartition(":")[2])
-        unread = _unread_bytes(self.collector.pid, port) if "collector" in machines else 0
-        for victim in victims:
-            victim.stop(signal.SIGKILL)
+            self._stop(victim)
         for machine in machines:
             self._power[machine].happens(chance)
-        if "collector" in machines:
-            self._end_with_what_the_journal_has(unread)
+        for archive, count in unread.items():
+            archive.end_with_what_the_journal_has(count)
             self._expected.add("more than the journal knows")
         if "clickhouse" in machines:
-            self._present.clear()
             self._expected.add("lost its last")
+        for archive in self.archives:
+            archive.forget()
         self.exchange.process.send(signal.SIGCONT)
         starts: dict[Machine, Callable[[], None]] = {
             "collector": self.start_collector,
@@ -133,44 +161,16 @@ class World:
         assert repair.wait() == 0, repair.output
         self.start_clickhouse()
 
-    def _end_with_what_the_journal_has(self, unread_bytes: int) -> None:
-        """Note that the connection has ended, and that what the journal still has of it must be stored."""
-        self.end_connection(unread_bytes)
-        connection = self.sent.connections[self._ended]
-        connection.read, connection.must = connection.must, 0
-        connection.must = end_of([sent.row for sent in connection.rows], self._last_in_the_journal())
-
-    def _last_in_the_journal(self) -> list[StoredRow]:
-        """Return the newest rows of the journal, which no process has open."""
-        with TemporaryDirectory() as name:
-            for file in self.disks.seen(self.journal).glob("btc.db*"):
-                shutil.copy(file, name)
-            with closing(sqlite3.connect(Path(name) / "btc.db")) as db:
-                query = f"SELECT ts, mt, m FROM rows ORDER BY seq DESC LIMIT {FLOWING}"
-                return db.execute(query).fetchall()[::-1]
-
     @contextmanager
     def reset(self) -> Iterator[Process]:
-        """Give `ch_setup.py --reset` at its work, and wait for it at the end.
-
-        What the table had when it was deleted need not be in the new one. That is known from its files, which stay
-        here, deleted or not.
-        """
-        self._look()
-        known = list(self._present)
-        directory = self.disks.seen(self.stack.data) / STORED_AT
+        """Give `ch_setup.py --reset` at its work, and wait for it at the end."""
         self._expected.add("was reset")
-        with (directory / "data.bin").open("rb") as data, (directory / "index.mrk").open("rb") as index:
+        with ExitStack() as tables:
+            for archive in self.archives:
+                tables.enter_context(archive.reset())
             process = self.stack.start("ch_setup.py", "--reset", "--yes")
             yield process
             process.wait()
-            count = _rows_in(data, index)
-        self.sent.read()
-        sent = [each.row for connection in self.sent.connections.values() for each in connection.rows]
-        at = end_of(sent, known[-FLOWING:])
-        self._former, again, _ = self._joined([*known, *sent[at : at + count - len(known)]])
-        self._again_before += again
-        self._present.clear()
 
     def begin_round(self) -> None:
         """Let `wait_for_line` see only what comes from now on; what ClickHouse has written so far is on the disk."""
@@ -188,123 +188,45 @@ class World:
 
     def settle(self) -> Verdict:
         """Wait until rows flow and all that was sent so far is stored, and return what was found; wrong or not."""
-        self.sent.read()
-        begun = {number: len(connection.rows) for number, connection in self.sent.connections.items()}
-
-        def flows() -> bool:
-            self.sent.read()
-            number, connection = max(self.sent.connections.items())
-            return number > self._ended and len(connection.rows) >= begun.get(number, 0) + FLOWING
-
-        eventually(flows, "market data after the fault")
-        live = self.sent.connections[max(self.sent.connections)]
-        live.must = len(live.rows)
+        for archive in self.archives:
+            archive.expect()
+        eventually(lambda: all(each.flows() for each in self.archives), "market data after the fault")
         deadline = time.monotonic() + PATIENCE
         while True:
             refused = self.said_to_be_refused()
             verdict = self.look(refused)
-            if (verdict.is_right and verdict.refused == refused) or time.monotonic() > deadline:
+            is_right = verdict.is_right and verdict.refused == refused
+            if (is_right and all(each.complete() for each in self.archives)) or time.monotonic() > deadline:
                 return verdict
             time.sleep(0.05)
 
     def look(self, refused: int = 0) -> Verdict:
-        """Compare what is stored now with what was sent."""
-        return self._look(refused)
+        """Compare what is stored now with what was sent; the numbers are of all tables together."""
+        return Verdict(*map(sum, zip(*(astuple(each.look(refused)) for each in self.archives), strict=True)))
 
     def places(self) -> str:
         """Return where rows are that are stored more or less often than they were sent, for who has to find out why."""
-        found = places(list(self.sent.connections.values()), self.stored)
-        return "\n".join([f"{len(self._former)} rows of former tables, {self.again} of them again", *found])
+        return "\n".join(line for archive in self.archives for line in archive.places())
 
-    def check_history(self) -> None:
-        """See that the history has all rows that were stored until now, in order; what it lacks is copied first."""
-        at_least = len(self.stored)
-
-        def is_whole() -> bool:
-            query = "SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM mexc_data.btc_history ORDER BY n"
-            found = [(ts, mt, m) for ts, mt, m in self.stack.query(query)]
-            return len(found) >= at_least and self.rows()[: len(found)] == found
-
-        deadline = time.monotonic() + PATIENCE / 4
-        while not is_whole():
-            if time.monotonic() > deadline:
-                self.stack.run("ch_setup.py", "--history")
-                eventually(is_whole, "a history with all rows")
-                return
-            time.sleep(0.1)
+    def check_histories(self) -> None:
+        """See that histories, where there are some, have all rows that were stored until now, in order."""
+        for archive in self.archives:
+            archive.check_history()
 
     def check_again(self) -> None:
-        """See that the rows which were read bit by bit are those of the table."""
-        assert self.rows() == self._present + self.rows(after=len(self._present)), "the table has changed"
+        """See that the rows which were read bit by bit are those of the tables."""
+        for archive in self.archives:
+            archive.check_again()
+
+    @property
+    def stored(self) -> int:
+        """How many rows were stored, in tables that were reset and in those that there are."""
+        return sum(len(each.stored) for each in self.archives)
 
     @property
     def again(self) -> int:
         """How many rows a table had, and the one that was made in its place as well."""
-        return self._again_before + self._again_now
-
-    def _look(self, refused: int = 0) -> Verdict:
-        self._present += self.rows(after=len(self._present))
-        self.stored, self._again_now, verdict = self._joined(self._present, refused)
-        return verdict
-
-    def _joined(self, present: list[StoredRow], refused: int = 0) -> tuple[list[StoredRow], int, Verdict]:
-        """Return all rows, how many came again, and what is to be said of them, in the way that is right if one is."""
-        self.sent.read()
-        connections = list(self.sent.connections.values())
-        ways = [
-            (rows, again, compare(connections, rows, self.sent.missed, refused))
-            for rows, again in joined(self._former, present)
-        ]
-        return next((way for way in ways if way[2].is_right), ways[0])
-
-    def rows(self, after: int = 0) -> list[StoredRow]:
-        """Return the rows but the first `after`, in order: the table's, or with a history as a reader has them."""
-        if self._has_history:
-            return self._rows_of_both()[after:]
-        query = f"SELECT groupArray((ts, mt, m)) FROM ({_EACH_ROW} LIMIT 1000000000 OFFSET {after})"
-        found: list[StoredRow] = []
-
-        def read() -> bool:
-            try:
-                ((rows,),) = self.stack.query(f"{query} SETTINGS max_threads = 1")
-            except ServerException as error:
-                if is_missing_table(error):
-                    return False
-                raise
-            found.extend(rows)
-            return True
-
-        eventually(read, "a table that is not being compacted")
-        return found
-
-    def _rows_of_both(self) -> list[StoredRow]:
-        found: list[StoredRow] = []
-
-        def read() -> bool:
-            found.clear()
-            try:
-                before = self._comment()
-                for in_history, first, end in pieces(self.stack.client, "mexc_data", "btc", before):
-                    if in_history:
-                        table = f"{_EACH_ROW}_history WHERE n >= {first} AND n < {end} ORDER BY n"
-                    else:
-                        table = f"{_EACH_ROW} LIMIT {10**9 if end is None else end - first} OFFSET {first}"
-                    ((rows,),) = self.stack.query(
-                        f"SELECT groupArray((ts, mt, m)) FROM ({table}) SETTINGS max_threads = 1"
-                    )
-                    found.extend(rows)
-                return self._comment() == before  # else it was turned over meanwhile
-            except ServerException as error:
-                if is_missing_table(error):
-                    return False
-                raise
-
-        eventually(read, "a table that is there")
-        return found
-
-    def _comment(self) -> str:
-        query = "SELECT comment FROM system.tables WHERE database = 'mexc_data' AND name = 'btc'"
-        return str((self.stack.query(query) or [[""]])[0][0])
+        return sum(each.again for each in self.archives)
 
     def suspicious_lines(self) -> list[str]:
         """Return what no collector should have said."""
@@ -322,18 +244,23 @@ class World:
 
 
 @contextmanager
-def open_world(directory: Path, *, rate: int, rest: bool, power: bool = False, **env: Any) -> Iterator[World]:
-    """Give a world in which all runs, with `rate` frames/s, and with or without REST; end it.
+def open_world(
+    directory: Path, *, rate: int, rest: bool, power: bool = False, fleet: Sequence[str] = (), **env: Any
+) -> Iterator[World]:
+    """Give a world in which all runs, with `rate` frames/s of each symbol, and with or without REST; end it.
 
-    With `power`, that can fail. `env` are the collector's own settings.
+    With `power`, that can fail. `fleet` are the tables of collect.py; else there is btcdat.py. `env` are settings.
     """
     with (
         open_stack(directory) as stack,
         open_proxy(stack.port) as proxy,
-        small_disks(DISK, Path(stack.env["JOURNAL_DIR"]), stack.data) as disks,
+        small_disks(
+            DISK_WITH_HISTORY if env.get("HISTORY") else DISK, Path(stack.env["JOURNAL_DIR"]), stack.data
+        ) as disks,
         ExitStack() as watched,
     ):
         stack.prefix = disks.prefix
+        stack.env |= {name: str(value) for name, value in env.items()}
         exchange = stack.exchange("--rate", rate, *([] if rest else ["--fault", "rest-down"]))
         machines: dict[Machine, Path] = {"collector": Path(stack.env["JOURNAL_DIR"]), "clickhouse": stack.data}
         watchers: dict[Machine, PowerLoss] = {
@@ -341,39 +268,46 @@ def open_world(directory: Path, *, rate: int, rest: bool, power: bool = False, *
             for machine, path in machines.items()
             if power
         }
-        world = World(stack, disks, proxy, exchange, watchers, env)
+        world = World(stack, disks, proxy, exchange, watchers, fleet)
         world.start_clickhouse()
-        stack.env |= {name: str(value) for name, value in env.items()}
         stack.setup()
         world.start_collector()
-        eventually(lambda: len(world.rows()) > FLOWING, "the first rows")
-        world.sent.read()
+        for archive in world.archives:
+            eventually(lambda archive=archive: len(archive.rows()) > FLOWING, "the first rows")  # type: ignore[misc]
+            archive.sent.read()
         try:
             yield world
         finally:
-            world.sent.close()
+            for archive in world.archives:
+                archive.sent.close()
             stack.close()  # before its disks
 
 
-def _rows_in(data: IO[bytes], index: IO[bytes]) -> int:
-    """Return how many rows are in these files of a table."""
-    with TemporaryDirectory() as name:
-        for file, content in (("data.bin", data), ("index.mrk", index)):
-            (Path(name) / file).write_bytes(content.read())
-        return examine(Path(name)).prefix.rows
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
 
 
-def _freeze(process: Process) -> None:
+def _files(pid: int) -> set[str]:
+    """Return what a process has open; nothing where it has ended."""
+    found = set()
+    with suppress(FileNotFoundError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.add(str(link.readlink()))
+    return found
+
+
+def _is_alive(pid: int) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def _freeze(pid: int) -> None:
     """Stop a process, and wait until each of its threads is stopped."""
-    process.send(signal.SIGSTOP)
-    tasks = Path(f"/proc/{process.pid}/task")
+    os.kill(pid, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid}/task")
     eventually(
         lambda: all("\nState:\tT" in (task / "status").read_text() for task in tasks.iterdir()), "a stopped process"
     )
-
-
-def _unread_bytes(pid: int, port: int) -> int:
-    """Return how many bytes wait in the sockets that are connected to 127.0.0.1:`port`."""
-    peer = f"0100007F:{port:04X}"
-    connections = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()]
-    return sum(int(fields[4].partition(":")[2], 16) for fields in connections if fields[2] == peer)

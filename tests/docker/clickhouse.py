@@ -1,7 +1,8 @@
 """The embedded engine as the server in the container: with two users, and with a port that all may reach by socat.
 
 The engine has one user, `default`. With ONLY_COLLECTOR set, that one has the rights that docker/clickhouse-users.xml
-gives the collectors, which the engine itself holds it to, and nobody but they may log in.
+gives the collectors, which the engine itself holds it to, and nobody but they may log in. USERS names another such
+file, NAME the user in it.
 """
 
 from __future__ import annotations
@@ -17,20 +18,23 @@ import chdb
 from local import clickhouse
 
 USERS = os.environ.get("USERS", "/etc/clickhouse-server/users.d/collector.xml")  # where docker-compose.yml mounts it
+NAME = os.environ.get("NAME", "collector")
 CONFIG = "<clickhouse><user_directories><users_xml><path>{}</path></users_xml></user_directories></clickhouse>"
 
 
 def restrict(users: str, directory: Path) -> None:
-    """Let the engine know `default` by the rights of `collector`, with no password: the server asks for that."""
+    """Let the engine know `default` by the rights of NAME, with no password: the server asks for that."""
     tree = ET.parse(users)
-    (user,) = tree.findall("./users/collector")
+    (user,) = tree.findall(f"./users/{NAME}")
     user.tag = "default"
-    for password in user.findall("password"):
-        password.attrib.clear()
+    for password in [each for each in user if each.tag.startswith("password")]:
+        user.remove(password)
+    ET.SubElement(user, "password")
     for grants in user.findall("grants"):  # `local` says USE default; a server does not have to be told
         ET.SubElement(grants, "query").text = "GRANT SHOW DATABASES ON default.*"
-    tree.getroot().append(ET.fromstring("<profiles><default/></profiles>"))
-    tree.getroot().append(ET.fromstring("<quotas><default/></quotas>"))
+    for section in ("profiles", "quotas"):
+        found = tree.find(section)
+        ET.SubElement(ET.SubElement(tree.getroot(), section) if found is None else found, "default")
     tree.write(directory / "users.xml")
     (directory / "config.xml").write_text(CONFIG.format(directory / "users.xml"))
     connect = chdb.connect
@@ -50,7 +54,7 @@ class Credentials:
 
 
 def main() -> int:
-    collector = ("collector", os.environ["CLICKHOUSE_COLLECTOR_PASSWORD"])
+    collector = (NAME, os.environ["CLICKHOUSE_COLLECTOR_PASSWORD"])
     pairs = [collector, ("default", os.environ["CLICKHOUSE_PASSWORD"])]
     if os.environ.get("ONLY_COLLECTOR"):
         restrict(USERS, Path(tempfile.mkdtemp()))

@@ -268,7 +268,7 @@ class Deployment:
     def install(self) -> None:
         """Put this checkout there, as `git pull` does where there is another one."""
         ignored = shutil.ignore_patterns(
-            ".*_cache", ".git", ".hypothesis", "__pycache__", "venv", "*-data", "journal", ".env"
+            ".*_cache", ".git", ".hypothesis", "__pycache__", "venv*", "*-data", "journal", ".env"
         )
         shutil.copytree(PROJECT, self.directory, ignore=ignored, dirs_exist_ok=True)
 
@@ -397,7 +397,9 @@ def deployment(
         project = Deployment(docker, host, directory, certificates / "ca.crt", compose(docker, version), before)
         with docker.daemon(host, "--dns", DNS, "--default-address-pool", "base=10.99.0.0/16,size=24"):
             yield project, log
-            project.environ["COMPOSE_PROFILES"] = "monitoring"  # 1.29 makes its volume, 2 removes what it is to use
+            project.environ["COMPOSE_PROFILES"] = (
+                "monitoring,export"  # 1.29 makes its volume, 2 removes what it is to use
+            )
             project.compose("down --volumes", check=False)
             left = docker.run("docker", "ps", "--all", "--quiet") + docker.run("docker", "volume", "ls", "--quiet")
             assert not left, left

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from config import ALL_CONFIGS
+from config import Settings, all_symbols
 from pipeline.messages import DEAL, parse_frame
 from tests.docker.dockerlab import CLICKHOUSE_IMAGE, HOST, PASSWORD, USER, Deployment, wait
 
@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 DATABASE_PASSWORD, COLLECTOR_PASSWORD = "0123456789abcdef", "fedcba9876543210"
 CLIENTS = {"btc-client": "btc", "eth-client": "eth", "sol-client": "sol"}
+SYMBOLS = "XRP_USDT"  # more-client's
 README_COMMAND = "exec -T {} curl -s https://ipinfo.io/ip"  # -T: there is no terminal
 IN_FLIGHT = 20  # rows at the end of a connection that the exchange sent and nobody read
 tunnel_losses: list[int] = []  # when, ms since the epoch; what is sent on from then on, nobody can read
@@ -55,7 +56,7 @@ def wait_for_more(project: Deployment, *tables: str) -> None:
 
 
 def test_up_makes_everything_run(project: Deployment) -> None:
-    configure(project, NORDVPN_USER=USER, NORDVPN_PASS=PASSWORD, METRICS_PORT="9101")
+    configure(project, NORDVPN_USER=USER, NORDVPN_PASS=PASSWORD, METRICS_PORT="9101", SYMBOLS=SYMBOLS)
     up(project)
     setup = project.container("setup")["State"]
     assert isinstance(setup, dict)
@@ -80,9 +81,20 @@ def test_records_arrive_in_all_tables(project: Deployment) -> None:
     assert "Total ClickHouse volume size: " in report.stdout
 
 
+def test_more_symbols_are_collected_behind_an_exit_of_their_own(project: Deployment) -> None:
+    wait_for_health(project, "more-client")
+    wait_for_more(project, "xrp")
+    assert "xrp        | Subscribed to: sub.deal for XRP_USDT" in project.compose("logs more-client")
+    assert project.compose(README_COMMAND.format("more-client")) == "10.8.5.2"
+
+
 def test_an_empty_volume_is_small(project: Deployment) -> None:
     volume = project.volume("clickhouse_data")
-    data = sum(file.stat().st_size for config in ALL_CONFIGS for file in volume.glob(f"store/*/{config['uuid']}/*"))
+    data = sum(
+        file.stat().st_size
+        for config in all_symbols(Settings(symbols=SYMBOLS))
+        for file in volume.glob(f"store/*/{config['uuid']}/*")
+    )
     everything = sum(file.stat().st_size for file in volume.rglob("*") if file.is_file())
     assert data > 0
     assert everything - data < 4 * 1024 * 1024
@@ -211,6 +223,14 @@ def test_ports_are_open_to_this_host_only(project: Deployment) -> None:
     assert sorted(ports.split("\n")) == ["", "8123/tcp -> 127.0.0.1:8123", "9000/tcp -> 127.0.0.1:9000"]
 
 
+def test_prometheus_finds_all_collectors_by_one_name(project: Deployment) -> None:
+    """As it asks for them: of several containers with a name, Docker tells all addresses."""
+    found = python_in(project, "compaction", "import socket; print(*socket.gethostbyname_ex('collectors')[2])").split()
+    networks = [project.container(service)["NetworkSettings"] for service in CLIENTS]
+    addresses = [next(iter(each["Networks"].values()))["IPAddress"] for each in networks]  # type: ignore[index]
+    assert sorted(found) == sorted(addresses)
+
+
 def test_metrics_are_for_the_network_of_the_containers(project: Deployment) -> None:
     for service, table in CLIENTS.items():
         metrics = project.compose(f"exec -T clickhouse wget -q -T 10 -O - http://{service}:9101/metrics")
@@ -252,10 +272,10 @@ def test_down_and_up_keep_the_data(project: Deployment) -> None:
 
 
 def test_nothing_was_lost(project: Deployment, exchange_log: Path) -> None:
-    project.compose("stop " + " ".join(CLIENTS))
+    project.compose("stop more-client " + " ".join(CLIENTS))
     report = json.loads(project.python("verif.py", "--json").stdout)
     frames = [json.loads(line) for line in exchange_log.read_text().splitlines()]
-    for config, table in zip(ALL_CONFIGS, report["tables"], strict=True):
+    for config, table in zip(all_symbols(Settings(symbols=SYMBOLS)), report["tables"], strict=True):
         files = project.volume("clickhouse_data") / "store" / config["uuid"][:3] / config["uuid"]
         assert table["data_bin"] == (files / "data.bin").stat().st_size
         assert table["index_mrk"] == (files / "index.mrk").stat().st_size

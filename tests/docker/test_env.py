@@ -18,6 +18,16 @@ CASES = PROJECT / "tests" / "data" / "deployment"
 
 
 @pytest.mark.parametrize("version", COMPOSE)
+@pytest.mark.parametrize("folder", ["", "/srv/archive"])
+def test_exports_go_to_a_volume_or_to_a_folder(docker: Docker, version: str, folder: str) -> None:
+    project = docker.directory / f"build-{version}" / "mexc-pipeline"
+    shown = docker.run(compose(docker, version), "config", cwd=project, COMPOSE_PROFILES="export", EXPORT_DIR=folder)
+    source = folder or "exports"
+    export = shown.partition("\n  export:\n")[2].partition("-client:\n")[0]
+    assert f"- {source}:/exports:rw" in export or f"source: {source}\n        target: /exports\n" in export
+
+
+@pytest.mark.parametrize("version", COMPOSE)
 @pytest.mark.parametrize("name", ["env-quoted-empty", "env-crlf-empty"])
 def test_setup_and_compose_read_one_file_alike(docker: Docker, tmp_path: Path, name: str, version: str) -> None:
     project = tmp_path / "project"

@@ -13,14 +13,21 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from pyarrow.dataset import dataset
 
-from config import PROJECT
+from config import PROJECT, load_settings
+from pipeline.store.client import connect
+from pipeline.store.history import Beginning, record
+from pipeline.store.schema import comment_of
+from pipeline.times import parse_time, to_ms
+from tests.days import market_rows, store
 from tests.old_clickhouse import ENGINES, old_clickhouse
 from tests.stack import Stack, open_stack
 
 pytestmark = pytest.mark.engines
 
 VERSIONS = {"1.4.1": "23.10", "2.0.4": "24.5"}
+DAY = to_ms(parse_time("2026-10-01"))
 BOOK = "[[100.5,3,1],[100.4,0,1]]|[[100.6,7,2]]"
 
 
@@ -77,3 +84,35 @@ def test_rows_go_in_and_come_out_in_order_and_views_have_the_numbers(stack: Stac
     assert deals == [(n, Decimal(n) + Decimal("0.5"), 2, "buy") for n in range(5)]
     books = stack.query("SELECT bid, bid_contracts, ask, ask_contracts, bids FROM mexc_data.btc_depth")
     assert books == [(Decimal("100.5"), 3, Decimal("100.6"), 7, [(Decimal("100.5"), 3)])]
+
+
+def test_what_reads_and_rewrites_tables_and_histories(stack: Stack) -> None:
+    rows = list(market_rows("BTC_USDT", [(DAY, DAY + 60_000)]))
+    for half in (rows[:300], rows[300:]):
+        store(stack, half)
+    stored = stack.rows()
+    with connect(load_settings(stack.env, dotenv=None)) as client:
+        token = comment_of(client, "mexc_data", "btc")
+        record(client, "mexc_data", "btc", token, Beginning(0, len(rows), 0, len(rows) + 1))
+
+    def run(*command: object, history: int) -> list[str]:
+        process = stack.run(*command, HISTORY=history)
+        assert process.wait() == 0, process.output
+        return process.lines
+
+    assert f"checked {len(rows)} rows" in "".join(run("ch_setup.py", "--history", history=1))
+    seen = [run("verif.py", "--quality", history=history) for history in (0, 1)]
+    assert seen[0] == seen[1]
+    assert f"Total records appended: {len(rows)}" in run("verif.py", history=1)
+    for history in (0, 1):
+        run("export.py", "btc", "--type", "deals", "--out", stack.directory / str(history), history=history)
+    tables = [dataset(stack.directory / str(history)).to_table() for history in (0, 1)]
+    assert tables[0].num_rows == sum(row.mt == "d" for row in rows)
+    assert tables[1].select(tables[0].column_names) == tables[0]
+    if not stack.query("SELECT count() FROM system.tables WHERE database = 'system' AND name = 'disks'")[0][0]:
+        return  # it asks how much room there is, which a server of this version tells, too
+    for module, rewrite in (("compact", "compact"), ("turnover", "turn_over")):
+        code = f"from pipeline.store.{module} import *; print(*{rewrite}(load_settings(), 'btc'))"
+        run("-c", f"from config import load_settings; {code}", history=1)
+        assert stack.rows() == stored[{"compact": 0, "turn_over": len(stored)}[rewrite] :]
+    assert run("verif.py", "--quality", history=1) == seen[0]

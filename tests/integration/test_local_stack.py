@@ -7,14 +7,19 @@ import re
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
-from config import ALL_CONFIGS, PROJECT
-from tests.stack import Process, Stack, eventually, open_stack
+from config import ALL_CONFIGS, PROJECT, load_settings
+from local.__main__ import Part, environ_of
+from local.market import CONTRACTS
+from pipeline.store.history import server_of
+from tests.stack import Process, Stack, eventually, free_port, open_stack
 
 
 @pytest.fixture
@@ -64,7 +69,7 @@ def wait_until_all_collect(process: Process) -> None:
 
 
 def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(stack: Stack, project: Path) -> None:
-    process = local(stack, project, "--simulate", "--seconds", 4)
+    process = local(stack, project, "--simulate", "--seconds", 4, HISTORY="")
     assert process.wait() == 0
     wait_until_all_collect(process)
     report = process.lines[process.lines.index("💾 Symbol-specific storage status:") :]
@@ -75,6 +80,7 @@ def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(
     verdict, prices, *use = process.lines[-4:]
     assert verdict == f"All is well. Stored in this run: {sum(int(count) for _, count in counts):,} records."
     assert re.fullmatch(r"Last prices: BTC_USDT [\d.]+, ETH_USDT [\d.]+, SOL_USDT [\d.]+", prices)
+    assert "export" not in use[1], "nothing was given"
     commands = [re.search(r"python3 (.+)$", line) for line in use]
     serve, look = (command[1].split() for command in commands if command)
     server = stack.start(*serve, cwd=project)
@@ -94,8 +100,43 @@ def test_it_collects_all_symbols_into_three_data_files_and_ends_with_the_report(
     assert files == {directory / name for directory in of_tables for name in names}
 
 
+def test_each_collector_has_a_metrics_port_of_its_own(stack: Stack, project: Path) -> None:
+    port = free_ports(4)
+    process = local(stack, project, "--simulate", "--symbols", 4, METRICS_PORT=port)
+
+    def tables(number: int) -> set[str]:
+        with urlopen(f"http://127.0.0.1:{port + number}/metrics", timeout=5) as answer:
+            return set(re.findall(r'^mexc_frames_total{.*table="(\w+)"', answer.read().decode(), re.MULTILINE))
+
+    wait_until_all_collect(process)
+    process.wait_for(rf"^{[*CONTRACTS][3].split('_')[0].lower()} +\| Subscribed to: sub.deal")
+    assert [tables(number) for number in range(4)] == [{"btc"}, {"eth"}, {"sol"}, {"xrp"}]
+    assert process.stop(signal.SIGINT) == 0
+
+
+def free_ports(count: int) -> int:
+    """Return the first of some ports in a row that nobody listens on."""
+    while True:
+        first = free_port()
+        with suppress(OSError, OverflowError), ExitStack() as taken:
+            for number in range(count):
+                taken.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            return first
+
+
+def test_how_to_go_on_has_the_settings_that_were_given(stack: Stack, project: Path) -> None:
+    process = local(stack, project, "--simulate", "--seconds", 1, "--symbols", 4, HISTORY=1)
+    assert process.wait() == 0
+    given = process.lines[-1].partition(" && export ")[2].partition(" && python3 ")[0].split()
+    fourth = [*CONTRACTS][3]
+    assert given == [f"SYMBOLS=BTC_USDT,ETH_USDT,SOL_USDT,{fourth}", "HISTORY=1"]
+    audit = next(line for line in process.lines if line.startswith("Does the exchange agree?"))
+    assert f": {' '.join(given)} MEXC_REST_URL=" in audit
+
+
 @pytest.mark.timeout(300)
 def test_the_exchange_agrees_with_what_was_stored(stack: Stack, project: Path) -> None:
+    eventually(lambda: time.time() % 60 < 30, "a moment from which on all subscribe within the same minute")
     process = local(stack, project, "--simulate", "--seconds", 125)  # which has a whole minute in it
     command = process.wait_for(r"^Does the exchange agree\? In another terminal: (.*) python3 (verif.py --audit .*)$")
     environ = dict(setting.split("=", 1) for setting in command[1].split())
@@ -152,10 +193,44 @@ def test_a_port_in_use_is_said_and_nothing_is_left_running(stack: Stack, project
         assert process.wait() == 1
     (line,) = (line for line in process.lines if line.startswith("clickhouse"))
     assert line.startswith(f"clickhouse | cannot listen on 127.0.0.1:{port}: ")
+    assert line.endswith(" Address already in use: end what runs there, or set CLICKHOUSE_PORT")
     assert "Traceback" not in process.output
+
+
+def test_servers_elsewhere_that_env_names_are_left_alone(tmp_path: Path) -> None:
+    """Simulated rows would go into a history that is not this stack's."""
+    env = tmp_path / ".env"
+    own = ["CLICKHOUSE_HOST=db", "CLICKHOUSE_PORT=9440", "CLICKHOUSE_SECURE=1", "CLICKHOUSE_PASSWORD=secret"]
+    history = ["HOST=archive", "PORT=9440", "USER=writer", "PASSWORD=other", "SECURE=1", "ENGINE=ReplicatedMergeTree"]
+    env.write_text("\n".join(["HISTORY=1", *own, *(f"HISTORY_{each}" for each in history)]))
+    settings = load_settings(environ_of(load_settings({}, env), tmp_path), env)
+    assert (settings.clickhouse_host, settings.clickhouse_secure) == ("127.0.0.1", 0)
+    assert server_of(settings) == settings
+    assert (settings.history, settings.history_engine) == (1, "MergeTree")
 
 
 def test_an_unusable_setting_is_one_line(stack: Stack, project: Path) -> None:
     process = local(stack, project, "--simulate", STATS_INTERVAL="now and then")
     assert process.wait() == 2
     assert process.lines == ["STATS_INTERVAL=now and then is not a number"]
+
+
+COUNTS = """
+import signal, sys, time
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+print("listening on http://127.0.0.1:1", flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(len(asked))
+"""
+
+
+def test_a_part_is_asked_to_end_once() -> None:
+    part = Part("counts", ["-c", COUNTS], dict(os.environ))
+    assert part.wait_until_ready()
+    part.ask()
+    time.sleep(0.1)  # for it to take that, or another signal would be the same
+    part.stop()
+    assert part.process.returncode == 1

@@ -6,10 +6,12 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 import websocket
 from clickhouse_driver import Client
 
-from config import ALL_CONFIGS
+from config import ALL_CONFIGS, PROJECT
 from local.market import frames
 from pipeline.messages import parse_frame
 from pipeline.times import iso
@@ -187,6 +189,19 @@ def test_it_waits_while_nobody_is_subscribed(served: Stack, archive: dict[str, l
     assert replay.process.stop(signal.SIGTERM) == 130
 
 
+def test_more_signals_while_it_ends_change_nothing(served: Stack, archive: dict[str, list[StoredRow]]) -> None:
+    replay = Replay(served, "btc", "--speed", "0.001")
+    replay.subscribed("btc")
+    replay.process.wait_for("Begins at")
+    numbers = cycle([signal.SIGTERM, signal.SIGINT])
+    while replay.process.running:
+        replay.process.send(next(numbers))
+        time.sleep(0.001)
+    assert replay.process.wait() == 130
+    assert len(replay.process.lines) == 3, replay.process.output
+    assert last(replay).startswith("Stopped: pushed up to ")
+
+
 @pytest.fixture(scope="module")
 def long(served: Stack, archive: dict[str, list[StoredRow]]) -> str:
     """The beginning of many books, as `--from` takes it."""
@@ -294,7 +309,7 @@ def test_a_table_that_is_missing(stack: Stack) -> None:
         (("--speed", "0"), 2, ".*0 is no speed: give such as .*"),
         (("--speed", "nan"), 2, ".*nan is no speed: give such as .*"),
         (("--port", "65536"), 2, ".*65536 is no port: give a number from 0 to 65535"),
-        (("dash",), 2, "There is no symbol dash in config.py: give some of .*"),
+        (("dash",), 2, "There is no symbol dash in config.py or SYMBOLS: give some of .*"),
     ],
 )
 def test_what_cannot_be_replayed(
@@ -312,6 +327,19 @@ def test_a_port_that_is_taken(served: Stack, archive: dict[str, list[StoredRow]]
             1,
             f"Cannot listen on 127.0.0.1:{port}: address already in use",
         )
+
+
+def test_nobody_reads_what_it_says(served: Stack, archive: dict[str, list[StoredRow]]) -> None:
+    command = [sys.executable, "replay.py", "btc", "--port", "0"]
+    env = served.env | {"PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, cwd=PROJECT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert (process.returncode, said) == (1, b"Standard output cannot be written: broken pipe\n")
 
 
 def fails(stack: Stack, *arguments: object) -> tuple[int, str]:

@@ -13,6 +13,7 @@ import pytest
 from dotenv import dotenv_values
 
 from config import PROJECT
+from tests.stack import Stack
 
 DATA = PROJECT / "tests" / "data" / "deployment"
 FILES = ["setup.sh", "requirements-collector.lock", "docker-compose.yml", "Dockerfile", ".env.example", "config.py"]
@@ -119,6 +120,32 @@ def test_new_requirements_are_installed(machine: Machine) -> None:
     assert code == 1
     assert "[missing] the packages in requirements.lock could not be installed" in output
     assert machine.setup()[0] == 1, "a failed installation is tried again"
+
+
+def test_a_clickhouse_without_a_password_is_used_with_the_env_that_was_made_for_docker(
+    machine: Machine, stack: Stack
+) -> None:
+    """One's own, or the demo's that goes on running; and Docker's, once it is there."""
+    assert machine.setup()[0] == 0
+    stack.env["MEXC_PIPELINE_ENV"] = str(machine.env)
+    stack.env["CLICKHOUSE_PASSWORD"] = ""
+    server = stack.start("-m", "local.clickhouse", "--port", stack.port, "--data", stack.data, MEXC_PIPELINE_ENV="")
+    server.wait_for("listening on")
+    for command in (["ch_setup.py"], ["ch_setup.py", "--compact"]):
+        process = stack.run(*command)
+        assert process.wait() == 0, process.output
+    server.stop()
+    server = stack.start("-m", "local.clickhouse", "--port", stack.port, "--data", stack.data)
+    server.wait_for("listening on")
+    assert stack.run("ch_setup.py").wait() == 0
+    server.stop()
+    server = stack.start("-m", "local.clickhouse", "--port", stack.port, "--data", stack.data, CLICKHOUSE_PASSWORD="x")
+    server.wait_for("listening on")
+    refused = stack.run("ch_setup.py")
+    assert refused.wait() == 2
+    assert (
+        "refuses user default: check CLICKHOUSE_USER (from the environment) and CLICKHOUSE_PASSWORD" in refused.output
+    )
 
 
 def test_what_the_user_wrote_into_env_stays(machine: Machine) -> None:
@@ -302,7 +329,12 @@ def test_images_are_made_on_demand(machine: Machine, command: str) -> None:
     assert "pull" not in log.read_text()
     code, output = machine.setup("--docker")
     assert code == 0, output
-    assert f"{command} pull clickhouse\n{command} build --pull setup\n" in log.read_text()
+    made = f"{command} pull clickhouse\n{command} build --pull setup\n"
+    assert log.read_text().endswith(made)
+    with machine.env.open("a") as env:
+        env.write("COMPOSE_PROFILES=monitoring,export\n")
+    assert machine.setup("--docker")[0] == 0
+    assert log.read_text().endswith(f"{made}{command} build --pull export\n")
 
 
 def test_images_cannot_be_made_without_docker(machine: Machine) -> None:

@@ -1,4 +1,4 @@
-"""All that can happen, in every order, up to a number of steps: python3 -m tests.model.explore [STEPS]
+"""All that can happen, in every order, up to a number of steps: python3 -m tests.model.explore [STEPS] [--history]
 
 States that are alike are looked at once. After each step all that waits is sent, in a world apart, and the table is
 compared with what has to be in it.
@@ -7,14 +7,18 @@ compared with what has to be in it.
 from __future__ import annotations
 
 import shutil
-import sys
 import time
+from argparse import ArgumentParser
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
 
+from tests.model.both import FED, WorldWithHistory
 from tests.model.world import World
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where journals are synced at no cost."""
 
 Run = tuple[str, ...]
 
@@ -28,19 +32,20 @@ class Covered:
     by_depth: Counter[int] = field(default_factory=Counter)
 
 
-def explore(steps: int, directory: Path) -> Covered:
-    """Look at all runs of up to `steps` actions; raises AssertionError, with the run, where one goes astray."""
+def explore(steps: int, directory: Path, kind: type[World] = World, begin: Run = ()) -> Covered:
+    """Look at all runs of up to `steps` actions after `begin`.
+
+    Raises AssertionError, with the run, where one goes astray.
+    """
     covered = Covered()
-    known = set()
-    frontier: list[Run] = [()]
+    known: set[object] = set()
+    frontier: list[Run] = [begin]
     for depth in range(1, steps + 1):
         further = []
         for run in frontier:
-            for action in World.ACTIONS:
-                key = _outcome((*run, action), directory)
+            for action in kind.ACTIONS:
                 covered.runs += 1
-                if key not in known:
-                    known.add(key)
+                if _leads_on((*run, action), known, directory, kind):
                     further.append((*run, action))
                     covered.by_depth[depth] += 1
         frontier = further
@@ -48,32 +53,39 @@ def explore(steps: int, directory: Path) -> Covered:
     return covered
 
 
-def _outcome(run: Run, directory: Path) -> object:
-    """Return the state after a run, having checked what follows from it."""
+def _leads_on(run: Run, known: set[object], directory: Path, kind: type[World]) -> bool:
+    """Return whether a run leads to a state that was not known; what follows from such a one is checked."""
     place = Path(mkdtemp(dir=directory))
-    world = World(place)
+    world = kind(place)
     try:
         for action in run:
             getattr(world, action)()
-        key = world.key()
+        if (key := world.key()) in known:
+            return False
+        known.add(key)
         world.check()
     except Exception as error:
         raise AssertionError(f"{' '.join(run)}: {error}") from error
     finally:
         world.close()
         shutil.rmtree(place)
-    return key
+    return True
 
 
-def main(steps: int) -> None:
+def main(steps: int, kind: type[World], begin: Run) -> None:
     """Explore, and print what was covered."""
-    begin = time.monotonic()
-    with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as directory:
-        covered = explore(steps, Path(directory))
+    started = time.monotonic()
+    with TemporaryDirectory(dir=MEMORY) as directory:
+        covered = explore(steps, Path(directory), kind, begin)
     for depth, states in sorted(covered.by_depth.items()):
         print(f"{depth} steps: {states:,} new states")
-    print(f"{covered.states:,} states, {covered.runs:,} runs checked, 0 astray; {time.monotonic() - begin:.0f} s")
+    print(f"{covered.states:,} states, {covered.runs:,} runs, 0 astray; {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    parser = ArgumentParser(description="Look at all that can happen around a journal and its tables, in every order.")
+    parser.add_argument("steps", type=int, nargs="?", default=5)
+    parser.add_argument("--history", action="store_true", help="with HISTORY=1")
+    parser.add_argument("--fed", action="store_true", help="begin with two rows that are in both tables")
+    given = parser.parse_args()
+    main(given.steps, WorldWithHistory if given.history else World, FED if given.fed else ())

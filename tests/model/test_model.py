@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model.explore import explore
+from tests.model.both import FED, FORGOTTEN, RESET, WorldWithHistory
+from tests.model.explore import MEMORY, explore
 from tests.model.world import World
 
 
 class Chance(RuleBasedStateMachine):
     """Anything may happen at any time."""
 
+    kind: type[World] = World
+
     @initialize()
     def begin(self) -> None:
-        self.directory = Path(mkdtemp(prefix="model-"))
-        self.world = World(self.directory)
+        self.directory = Path(mkdtemp(prefix="model-", dir=MEMORY))
+        self.world = self.kind(self.directory)
 
     @rule(action=st.sampled_from(World.ACTIONS))
     def happens(self, action: str) -> None:
@@ -39,10 +43,36 @@ class Chance(RuleBasedStateMachine):
                 shutil.rmtree(self.directory)
 
 
+class ChanceWithHistory(Chance):
+    """The same with HISTORY=1, and what may happen to a history."""
+
+    kind = WorldWithHistory
+
+    @rule(action=st.sampled_from(WorldWithHistory.OF_HISTORY))
+    def happens_to_the_history(self, action: str) -> None:
+        getattr(self.world, action)()
+
+
 TestByChance = Chance.TestCase
 TestByChance.settings = settings(max_examples=200, stateful_step_count=40, deadline=None, derandomize=True)
+TestByChanceWithHistory = ChanceWithHistory.TestCase
+TestByChanceWithHistory.settings = settings(
+    max_examples=60,
+    stateful_step_count=16,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
-def test_all_runs_of_a_few_steps(tmp_path: Path) -> None:
-    covered = explore(3, tmp_path)
+def test_all_runs_of_a_few_steps() -> None:
+    with TemporaryDirectory(dir=MEMORY) as directory:
+        covered = explore(3, Path(directory))
     assert covered.states > 100
+
+
+@pytest.mark.parametrize("begin", [(), FED, FORGOTTEN, RESET])
+def test_all_runs_of_two_steps_with_a_history(begin: tuple[str, ...]) -> None:
+    with TemporaryDirectory(dir=MEMORY) as directory:
+        covered = explore(2, Path(directory), WorldWithHistory, begin)
+    assert covered.states > 40

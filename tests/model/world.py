@@ -30,9 +30,11 @@ class MemoryTable:
     """A table that does as it is told: `fate` is what becomes of the next INSERT."""
 
     name = "mexc_data.btc"
+    before = 0
 
     def __init__(self) -> None:
         self.content: list[int] = []
+        self.gone: list[int] = []  # rows that were turned over: its history has them, and its comment counts them
         self.token = 0
         self.is_reachable = True
         self.fate = "stored"
@@ -43,7 +45,7 @@ class MemoryTable:
     def state(self) -> tuple[int, str]:
         if not self.is_reachable:
             raise Unreachable
-        return len(self.content), f"token {self.token}"
+        return len(self.gone) + len(self.content), f"token {self.token}"
 
     def insert(self, rows: list[Any]) -> None:
         if not self.is_reachable:
@@ -55,7 +57,7 @@ class MemoryTable:
             raise Unreachable
 
     def rows(self, after: int) -> Iterator[Any]:
-        return (_row(number)[:3] for number in self.content[after:])
+        return (_row(number)[:3] for number in self.content[max(0, after - len(self.gone)) :])
 
 
 def _row(number: int) -> tuple[int, str, str, int, int]:
@@ -65,7 +67,7 @@ def _row(number: int) -> tuple[int, str, str, int, int]:
 class World:
     """One collector's journal and table. Each public method of ACTIONS is something that happens."""
 
-    ACTIONS = (
+    ACTIONS: tuple[str, ...] = (
         "append",
         "send",
         "send_and_lose_the_answer",
@@ -90,7 +92,7 @@ class World:
         self._patch = pytest.MonkeyPatch()
         self._fsync = os.fsync
         self._patch.setattr(os, "fsync", self._noted_fsync)
-        self.table = MemoryTable()
+        self.table = self.new_table()
         self.said: list[str] = []
         self._newest = 0
         self._excused: set[int] = set()  # rows that need not be in the table
@@ -98,6 +100,9 @@ class World:
         self._strays: set[int] = set()  # those of them that may come again, and late
         self._has_copy = False
         self._open()
+
+    def new_table(self) -> MemoryTable:
+        return MemoryTable()
 
     def close(self) -> None:
         self._journal.close()
@@ -145,7 +150,9 @@ class World:
     def copy(self) -> None:
         """Somebody copies the journal; not while a reset or a loss is not noticed yet, which counts as before it."""
         token, rows = self._position.token, self._position.rows
-        if token is None or (token == f"token {self.table.token}" and rows <= len(self.table.content)):
+        if token is None or (
+            token == f"token {self.table.token}" and rows <= len(self.table.gone) + len(self.table.content)
+        ):
             self._keep(self._path, self._copy)
             self._has_copy = True
 
@@ -172,9 +179,9 @@ class World:
 
     def reset_unnoticed(self) -> None:
         """The same in between two INSERTs, so that the next one goes to the new table as if it were the old one."""
-        self._former |= set(self.table.content) | self._not_waiting()
+        self._former |= {*self.table.gone, *self.table.content} | self._not_waiting()
         self._excused |= self._former
-        self.table.content = []
+        self.table.content, self.table.gone = [], []
         self.table.token += 1
         self._has_copy = False  # from before a reset, it would bring back what the old table had
 
@@ -191,18 +198,14 @@ class World:
     def check(self) -> None:
         """Send all that waits, and compare."""
         self._send("stored")
-        ours = [number for number in self.table.content if number != FOREIGN]
-        assert len(ours) == len(set(ours)), f"doubled: {self.table.content}"
-        in_order = [number for number in ours if number not in self._strays]
-        assert in_order == sorted(in_order), f"out of order: {self.table.content}"
-        lost = set(range(1, self._newest + 1)) - set(ours) - self._excused
-        assert not lost, f"lost: {lost} of {self.table.content}, excused {self._excused}"
+        self._compare(self.table.gone + self.table.content)
 
     def key(self) -> object:
         """Return what makes this state of the world another one than others."""
         position = self._position
         return (
             tuple(self.table.content),
+            tuple(self.table.gone),
             self.table.token,
             self._newest,
             tuple(sorted(self._excused)),
@@ -224,6 +227,15 @@ class World:
 
     # How it is done
 
+    def _compare(self, found: list[int]) -> None:
+        """See whether the rows found are those that have to be there."""
+        ours = [number for number in found if number != FOREIGN]
+        assert len(ours) == len(set(ours)), f"doubled: {found}"
+        in_order = [number for number in ours if number not in self._strays]
+        assert in_order == sorted(in_order), f"out of order: {found}"
+        lost = set(range(1, self._newest + 1)) - set(ours) - self._excused
+        assert not lost, f"lost: {lost} of {found}, excused {self._excused}"
+
     def _open(self) -> None:
         self._clock += 10**15
         self._journal = Journal(self._path, 1 << 30, self.said.append, lambda: self._clock)
@@ -236,10 +248,10 @@ class World:
             shutil.copyfile(f"{files}{suffix}", f"{self._path}{suffix}")
         self._open()
         kept = {int(m) for (m,) in self._journal._db.execute("SELECT m FROM rows")}
-        forgotten = set(range(1, self._newest + 1)) - kept - set(self.table.content) - self._excused
+        forgotten = set(range(1, self._newest + 1)) - kept - {*self.table.gone, *self.table.content} - self._excused
         if forgotten:  # a copy from before could bring them back, late
             self._has_copy = False
-        self._excused |= set(range(1, self._newest + 1)) - kept
+        self._excused |= set(range(1, self._newest + 1)) - kept - set(self.table.gone)
 
     def _noted_fsync(self, descriptor: int) -> None:
         self._fsync(descriptor)

@@ -7,8 +7,12 @@ In: files of export.py, and an npz file of the books as they should be. Out: a l
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ def convert(npz: str, trades: str, depth: str) -> Any:
     return {"events": len(data), "trades": float(data["qty"][data["ev"] & 0xFF == 2].sum())}
 
 
-def books(npz: str, expected: str) -> Any:
+def books(npz: str, expected: str, *others: str) -> Any:
     """Count the books that are not in hftbacktest as expected, level by level, after the events of each moment."""
     from hftbacktest import HashMapMarketDepthBacktest
     from numba import njit
@@ -56,7 +60,7 @@ def books(npz: str, expected: str) -> Any:
         book, level = np.nonzero(ticks[:, side] >= 0)
         dense[book, ticks[:, side][book, level] - first] = contracts[:, side][book, level]
         sides.append(dense)
-    hbt = HashMapMarketDepthBacktest([_asset(npz)])
+    hbt = HashMapMarketDepthBacktest([_asset(npz, *others)])
     wrong, compared = count(hbt, found["ts_ms"][is_last] * 1_000_000, *sides)
     hbt.close()
     return {"wrong": int(wrong), "compared": int(compared)}
@@ -90,12 +94,12 @@ def backtest(npz: str) -> Any:
     return result
 
 
-def _asset(npz: str) -> Any:
+def _asset(*npz: str) -> Any:
     from hftbacktest import BacktestAsset
 
     return (
         BacktestAsset()
-        .data([npz])
+        .data([*npz])
         .linear_asset(0.0001)
         .constant_order_latency(1_000_000, 1_000_000)
         .risk_adverse_queue_model()
@@ -109,37 +113,18 @@ def _asset(npz: str) -> Any:
 def nautilus(expected: str, folder: str) -> Any:
     """Let nautilus_trader load each of Tardis' files, and keep a book by its deltas."""
     from nautilus_trader.adapters.tardis.loaders import TardisCSVDataLoader
-    from nautilus_trader.model.book import OrderBook
-    from nautilus_trader.model.enums import BookType
     from nautilus_trader.model.identifiers import InstrumentId
 
     instrument = InstrumentId.from_str("BTC_USDT-PERP.MEXC")
     loader = TardisCSVDataLoader(price_precision=1, size_precision=0, instrument_id=instrument)
     files = {kind: next(iter(Path(folder).glob(f"*_{kind}_*")), None) for kind in KINDS}
     found = np.load(expected)
-    result: dict[str, Any] = {}
+    result = _books_of_deltas(loader.load_deltas(files["incremental_book_L2"]), found)
     trades = loader.load_trades(files["trades"])
     result["trades"] = len(trades)
     result["contracts"] = sum(float(trade.size) for trade in trades)
     result["buys"] = sum(trade.aggressor_side.name == "BUYER" for trade in trades)
     result["paid"] = sum(float(str(trade.price)) * float(trade.size) for trade in trades)
-    should = {
-        int(ts): _sides(prices, contracts)
-        for ts, prices, contracts in zip(found["ts_ms"], found["prices"], found["contracts"], strict=True)
-    }
-    book = OrderBook(instrument, BookType.L2_MBP)
-    deltas = loader.load_deltas(files["incremental_book_L2"])
-    wrong = compared = 0
-    for place, delta in enumerate(deltas):
-        book.apply_delta(delta)
-        if place + 1 == len(deltas) or deltas[place + 1].ts_event != delta.ts_event:
-            is_there = [
-                [(float(str(level.price)), round(level.size())) for level in side]
-                for side in (book.bids(), book.asks())
-            ]
-            wrong += is_there != should[delta.ts_event // 1_000_000]
-            compared += 1
-    result |= {"wrong": wrong, "compared": compared}
     depths = loader.load_depth10(files["book_snapshot_25"], levels=25)
     result["depths"] = len(depths)
     result["wrong_depths"] = sum(
@@ -153,6 +138,50 @@ def nautilus(expected: str, folder: str) -> Any:
     result["quotes"] = len(loader.load_quotes(files["quotes"]))
     result["funding_rates"] = len(loader.load_funding_rates(files["derivative_ticker"]))
     return result
+
+
+def days_in_hftbacktest(expected: str, folder: str) -> Any:
+    """Let hftbacktest convert several days' files, each day by itself, and keep a book by them, one after the other."""
+    converted = []
+    for depth in sorted(Path(folder).glob("*_incremental_book_L2_*")):
+        trades = depth.with_name(depth.name.replace("incremental_book_L2", "trades"))
+        converted.append(f"{depth}.npz")
+        convert(converted[-1], str(trades), str(depth))
+    return books(converted[0], expected, *converted[1:])
+
+
+def days_in_nautilus(expected: str, folder: str) -> Any:
+    """Let nautilus_trader keep a book by the deltas of several days' files, one after the other."""
+    from nautilus_trader.adapters.tardis.loaders import TardisCSVDataLoader
+    from nautilus_trader.model.identifiers import InstrumentId
+
+    instrument = InstrumentId.from_str("BTC_USDT-PERP.MEXC")
+    loader = TardisCSVDataLoader(price_precision=1, size_precision=0, instrument_id=instrument)
+    files = sorted(Path(folder).glob("*_incremental_book_L2_*"))
+    return _books_of_deltas([delta for file in files for delta in loader.load_deltas(file)], np.load(expected))
+
+
+def _books_of_deltas(deltas: list[Any], found: Any) -> dict[str, Any]:
+    """Count the books that deltas do not lead to."""
+    from nautilus_trader.model.book import OrderBook
+    from nautilus_trader.model.enums import BookType
+
+    should = {
+        int(ts): _sides(prices, contracts)
+        for ts, prices, contracts in zip(found["ts_ms"], found["prices"], found["contracts"], strict=True)
+    }
+    book = OrderBook(deltas[0].instrument_id, BookType.L2_MBP)
+    wrong = compared = 0
+    for place, delta in enumerate(deltas):
+        book.apply_delta(delta)
+        if place + 1 == len(deltas) or deltas[place + 1].ts_event != delta.ts_event:
+            is_there = [
+                [(float(str(level.price)), round(level.size())) for level in side]
+                for side in (book.bids(), book.asks())
+            ]
+            wrong += is_there != should[delta.ts_event // 1_000_000]
+            compared += 1
+    return {"wrong": wrong, "compared": compared}
 
 
 KINDS = ("trades", "incremental_book_L2", "book_snapshot_25", "quotes", "derivative_ticker")
@@ -201,6 +230,79 @@ def vectorbt(folder: str) -> Any:
     fast, slow = (vbt.MA.run(bars.close, window) for window in (5, 20))
     portfolio = vbt.Portfolio.from_signals(bars.close, fast.ma_crossed_above(slow), fast.ma_crossed_below(slow))
     return {"bars": len(bars.close), "volume": float(bars.volume.sum()), "orders": int(portfolio.orders.count())}
+
+
+def duckdb(endpoint: str, files: str) -> Any:
+    """Let DuckDB read deals in a bucket, by its own extension for that, which it would download elsewhere."""
+    import duckdb
+    import duckdb_extension_httpfs
+
+    folder = Path(duckdb_extension_httpfs.__file__).parent / "extensions" / f"v{duckdb.__version__}"
+    session = duckdb.connect()
+    session.load_extension(str(folder / "httpfs.duckdb_extension"))
+    session.execute(
+        "CREATE SECRET (TYPE s3, KEY_ID 'key', SECRET 'secret', REGION 'us-east-1',"
+        f" ENDPOINT '{endpoint}', URL_STYLE 'path', USE_SSL false)"
+    )
+    session.execute(f"CREATE VIEW deals AS SELECT * FROM '{files}'")
+    counts = session.execute("SELECT symbol, date, count(*), sum(contracts) FROM deals GROUP BY ALL ORDER BY ALL")
+    result = {"counts": [[symbol, str(date), *more] for symbol, date, *more in counts.fetchall()]}
+    plan = session.execute("EXPLAIN SELECT count(*) FROM deals WHERE date = '2026-10-01'").fetchall()
+    return {**result, "plan": plan[0][1]}
+
+
+def _as_documented(library: str, url: str) -> dict[str, Any]:
+    """Run what docs/REPLAY.md has for a library, with another address; return what it has defined."""
+    text = (Path(__file__).parents[2] / "docs/REPLAY.md").read_text().replace("ws://127.0.0.1:8765/edge", url)
+    (block,) = (each for each in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if f"import {library}." in each)
+    defined: dict[str, Any] = {}
+    exec(block, defined)
+    return defined
+
+
+def pymexc(url: str, expected: str) -> Any:
+    """Let pymexc take what replay.py pushes, until so many frames have come; return deals, tickers and books."""
+    came: dict[str, list[Any]] = {"push.deal": [], "push.ticker": [], "push.depth.full": []}
+    is_all = threading.Event()
+
+    def take(frame: Any) -> None:
+        came[frame["channel"]].append([frame["ts"], frame["data"]])
+        if sum(len(frames) for frames in came.values()) == int(expected):
+            is_all.set()
+
+    socket = _as_documented("pymexc", url)["socket"]
+    socket.ticker_stream(take, "BTC_USDT")
+    socket.deal_stream(take, "BTC_USDT")
+    socket.depth_full_stream(take, "BTC_USDT", 20)
+    is_all.wait(60)
+    deals = [deal for _, data in came["push.deal"] for deal in (data if isinstance(data, list) else [data])]
+    return {
+        "deals": [[deal["t"], deal["p"], deal["v"], deal["T"]] for deal in deals],
+        "tickers": [[ts, ticker["lastPrice"], ticker["fundingRate"]] for ts, ticker in came["push.ticker"]],
+        "books": [
+            [ts, book["bids"][0][0] if book["bids"] else None, book["asks"][0][1] if book["asks"] else None]
+            for ts, book in came["push.depth.full"]
+        ],
+    }
+
+
+def ccxt(url: str) -> Any:
+    """Let ccxt's pro client take the deals that replay.py pushes, to the end; return them."""
+    return asyncio.run(_ccxt(url))
+
+
+async def _ccxt(url: str) -> Any:
+    import ccxt.pro
+
+    exchange = _as_documented("ccxt", url)["exchange"]
+    came: list[Any] = []
+    with contextlib.suppress(ccxt.pro.NetworkError):  # all is pushed: the connection is closed. Until then the replay
+        async with asyncio.timeout(60):  # needs a subscriber, for rows of other channels, too, that it goes through
+            while True:
+                trades = await exchange.watch_trades("BTC/USDT:USDT")
+                came += [[trade["timestamp"], trade["price"], trade["amount"], trade["side"]] for trade in trades]
+    await exchange.close()
+    return came
 
 
 if __name__ == "__main__":

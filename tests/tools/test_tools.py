@@ -1,9 +1,10 @@
-"""Other tools read what export.py writes, by their own code, and find in it what ClickHouse has."""
+"""Other tools read what export.py writes and replay.py pushes, by code of their own, and find what ClickHouse has."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from pipeline.read.tardis import SOURCES, Tardis
 from pipeline.store.client import connect
 from pipeline.times import parse_time, to_ms
 from tests.days import market_rows, store
-from tests.stack import Stack, open_stack
+from tests.stack import PATIENCE, Process, Stack, free_port, open_stack
 
 pytestmark = pytest.mark.tools
 
@@ -68,10 +69,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack
 
 
-def rows_of(stack: Stack, mt: str) -> pa.Table:
-    """Return the day's rows by the time of their frames, decoded."""
+def rows_of(stack: Stack, mt: str, first: str = "2026-10-01", before: str = "2026-10-02") -> pa.Table:
+    """Return the day's rows by the time of their frames, decoded; or those of several days."""
     with connect(load_settings(stack.env, dotenv=None)) as client:
-        start, end = parse_time("2026-10-01"), parse_time("2026-10-02")
+        start, end = parse_time(first), parse_time(before)
         batches = [each.table for each in decode.read(client, "mexc_data", "btc", mt, start=start, end=end)]
     return in_order(pa.concat_tables(batches))
 
@@ -185,6 +186,20 @@ def _equal(some: Any, others: Any) -> Any:
     return (some == others) | (np.isnan(some) & np.isnan(others))
 
 
+def test_books_of_several_days_are_read_one_after_the_other(archive: Stack, tmp_path: Path) -> None:
+    folder, expected = tmp_path / "days", tmp_path / "books.npz"
+    for kind in ("trades", "incremental_book_L2"):
+        form = ("--format", "tardis", "--tardis-exchange", "binance-futures", "--type", kind)
+        assert archive.run("export.py", "btc", *form, "--out", folder).wait() == 0
+    depth = rows_of(archive, DEPTH, "2026-09-30", "2026-10-03")
+    np.savez(expected, **books(depth)._asdict())
+    assert len(list(folder.glob("*.gz"))) == 2 * 3
+    told = ask("days_in_nautilus", expected, folder)
+    assert told["wrong"] == 0
+    assert told["compared"] > 1000
+    assert ask("days_in_hftbacktest", expected, folder) == {"wrong": 0, "compared": len(pc.unique(depth["ts"]))}
+
+
 def test_freqtrade_loads_candles(archive: Stack) -> None:
     deals = rows_of(archive, DEAL)
     candles = decode.candles(deals, "1m")
@@ -207,6 +222,76 @@ def test_vectorbt_trades_on_candles(archive: Stack) -> None:
     assert told["bars"] == 1440
     assert told["volume"] == pc.sum(rows_of(archive, DEAL)["contracts"]).as_py()
     assert told["orders"] > 0
+
+
+@pytest.fixture(scope="module")
+def per_day(archive: Stack) -> list[list[Any]]:
+    """The number of deals of each day that is stored, and the sum of their contracts."""
+    found = archive.query(
+        "SELECT 'BTC_USDT', toString(toDate(ts)) AS day, count(), sum(toFloat64(splitByChar('|', m)[2]))"
+        " FROM mexc_data.btc WHERE mt = 'd' GROUP BY day ORDER BY day"
+    )
+    assert len(found) == 3
+    return [list(row) for row in found]
+
+
+def test_duckdb_reads_a_bucket(archive: Stack, per_day: list[list[Any]]) -> None:
+    port = free_port()
+    server = archive.start("-m", "moto.server", "-p", port)
+    server.wait_for("Running on")
+    at = f"127.0.0.1:{port}"
+    with urllib.request.urlopen(urllib.request.Request(f"http://{at}/bucket", method="PUT"), timeout=PATIENCE):
+        pass
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+    out = f"s3://bucket/archive?endpoint_override={at}&scheme=http&region=us-east-1"
+    process = archive.run("export.py", "btc", "--type", "deals", "--out", out, **keys)
+    assert process.wait() == 0, process.output
+    told = ask("duckdb", at, "s3://bucket/archive/type=deals/**/*.parquet")
+    server.stop()
+    assert told["counts"] == per_day
+    assert "Scanning Files: 1/3" in told["plan"]
+
+
+def replayed(stack: Stack, end: str, speed: object) -> tuple[Process, str]:
+    """Replay from the day's beginning to its `end`; return the process, and where."""
+    days = ("--from", "2026-10-01", "--to", end)
+    process = stack.start("replay.py", "btc", *days, "--speed", speed, "--port", 0)
+    return process, process.wait_for(r"listening on (ws://\S+)")[1]
+
+
+def test_pymexc_takes_what_is_replayed(archive: Stack) -> None:
+    deals, tickers, depth = (rows_of(archive, mt) for mt in (DEAL, TICKER, DEPTH))
+    replay, url = replayed(archive, "2026-10-02", "max")
+    told = ask("pymexc", url, len(deals) + len(tickers) + len(depth))
+    assert replay.wait() == 0
+    assert sorted(told["deals"]) == sorted(_as_pushed(deals))
+    assert told["tickers"] == _listed(tickers, "ts", "last_price", "funding_rate")
+    assert sorted(told["books"], key=str) == sorted(_listed(depth, "ts", "bid_price_1", "ask_contracts_1"), key=str)
+
+
+def test_ccxt_takes_what_is_replayed(archive: Stack) -> None:
+    """Not as fast as can be: of more than a thousand deals at once, it drops some."""
+    deals = rows_of(archive, DEAL)
+    deals = deals.filter(pc.less(deals["ts"].cast(pa.int64()), DAY + 4 * MINUTE))
+    replay, url = replayed(archive, "2026-10-01T00:04", 60)
+    told = ask("ccxt", url)
+    assert replay.wait() == 0
+    sides = {1: "buy", 2: "sell"}
+    assert sorted(told) == sorted([*deal, sides[side]] for *deal, side in _as_pushed(deals))
+
+
+def _moments(table: pa.Table) -> list[int]:
+    return list(table["ts"].cast(pa.int64()).to_pylist())
+
+
+def _listed(table: pa.Table, *names: str) -> list[list[Any]]:
+    columns = [_moments(table) if name == "ts" else table[name].to_pylist() for name in names]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _as_pushed(deals: pa.Table) -> list[list[Any]]:
+    sides = {"buy": 1, "sell": 2}
+    return [[*row, sides[side]] for *row, side in _listed(deals, "ts", "price", "contracts", "side")]
 
 
 def test_latency_is_as_the_converter_makes_it(tmp_path: Path) -> None:

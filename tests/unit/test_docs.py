@@ -41,7 +41,19 @@ def test_the_docs_have_each_setting_with_its_default(field: "dataclasses.Field[o
     assert default in line
 
 
-@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py", "replay.py"])
+def test_docker_compose_passes_each_setting_or_the_docs_say_which_it_does_not() -> None:
+    compose = (PROJECT / "docker-compose.yml").read_text()
+    environment = re.search(r"^x-environment: &environment\n((?:  .*\n)+)", compose, re.MULTILINE)
+    assert environment
+    clients = compose.partition("\nx-client-environment: ")[2].partition("\nx-image: ")[0]
+    passed = set(re.findall(r"^  (\w+): \$\{\1:", environment[1] + clients, re.MULTILINE))
+    others = re.search(r"^In Docker, `\.env` .*\n(?:.+\n)+", SETTINGS, re.MULTILINE)
+    assert others
+    known = {field.name.upper() for field in dataclasses.fields(Settings)}
+    assert known & set(re.findall(r"\b[A-Z][A-Z_]+\b", others[0])) == known - passed
+
+
+@pytest.mark.parametrize("script", ["ch_setup.py", "collect.py", "verif.py", "export.py", "replay.py", "plot.py"])
 def test_the_docs_have_each_option_and_no_other(script: str) -> None:
     usage = subprocess.run([sys.executable, script, "--help"], cwd=PROJECT, capture_output=True, text=True, check=True)
     section = COMMANDS.split(f"\n## {script}\n")[1].split("\n## ")[0]

@@ -38,14 +38,15 @@
 
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
+  /** As du -h and verif.py write it. */
   function bytes(value) {
-    const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    const units = ["B", "K", "M", "G", "T"];
     let unit = 0;
     while (value >= 1023.95 && unit < units.length - 1) {
       value /= 1024;
       unit += 1;
     }
-    return `${number(value, unit && value < 100 && value % 1 ? 1 : 0)} ${units[unit]}`;
+    return `${value.toFixed(unit && 1)}${units[unit]}`;
   }
 
   function length(seconds) {
@@ -410,7 +411,7 @@
       data: [times, sizes],
       series: [{}, line({ fill: () => color("--band"), points: { show: false } })],
       scales: { y: { range: fromZero } },
-      axes: [yAxis((u, splits) => splits.map(bytes), { incrs: BYTE_INCREMENTS })],
+      axes: [yAxis((u, splits) => splits.map((split) => bytes(split).replace(".0", "")), { incrs: BYTE_INCREMENTS })],
       tell: (u) => {
         const index = u.cursor.idxs[1];
         if (index === null) return null;
@@ -432,9 +433,24 @@
   }
 
   const charts = { coverage, missing, rate, price, spread, growth };
-  for (const figure of document.querySelectorAll("figure[data-chart]")) {
-    charts[figure.dataset.chart](figure, page.symbols[figure.dataset.table]);
+  function drawIn(place) {
+    for (const figure of place.querySelectorAll("figure[data-chart]")) {
+      if (figure.querySelector(".uplot") || figure.closest("details:not([open])")) continue;
+      charts[figure.dataset.chart](figure, page.symbols[figure.dataset.table]);
+    }
   }
+
+  /** Open what an address within this page leads to. */
+  function unfold(hash) {
+    const place = document.getElementById(hash.slice(1));
+    for (const details of place ? place.querySelectorAll("details") : []) details.open = true;
+  }
+
+  for (const details of document.querySelectorAll("details")) details.addEventListener("toggle", () => drawIn(details));
+  for (const link of document.querySelectorAll('a[href^="#"]')) link.addEventListener("click", () => unfold(link.hash));
+  addEventListener("hashchange", () => unfold(location.hash));
+  unfold(location.hash);
+  drawIn(document);
 
   for (const row of document.querySelectorAll("tr[data-start]")) {
     const button = document.createElement("button");

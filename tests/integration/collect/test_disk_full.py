@@ -73,7 +73,7 @@ def test_an_outage_that_ends_while_the_disk_is_still_full(world: World) -> None:
         world.server.send(signal.SIGCONT)
         eventually(lambda: drained(world), "all rows sent")
         assert world.collector.stop() == 0
-        world.end_connection()
+        world.end_connections()
         world.start_collector()
         assert world.collector.wait() == 2
         assert "btc.db cannot be opened: database or disk is full; see JOURNAL_DIR" in world.collector.output

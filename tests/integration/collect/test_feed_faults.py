@@ -276,6 +276,18 @@ def test_a_certificate_that_nobody_vouches_for_is_named(stack: Stack) -> None:
         collector.stop()
 
 
+def test_a_certificate_that_is_trusted_later_needs_no_new_start(stack: Stack, tmp_path: Path) -> None:
+    trusted = tmp_path / "trusted.pem"
+    trusted.touch()
+    certificate = DATA / "self-signed.pem"
+    stack.exchange("--rate", 50, "--tls", certificate)
+    collector = stack.collector(SSL_CERT_FILE=trusted)
+    collector.wait_for(": TLS: CERTIFICATE_VERIFY_FAILED; trying again in ")
+    trusted.write_bytes(certificate.read_bytes())
+    stack.wait_for_rows(10)
+    collector.stop()
+
+
 # The clock
 
 WITH_A_CLOCK = """

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from config import BTC_CONFIG
+from pipeline.collect import historylog
 from pipeline.collect.errors import TableUnusable
+from pipeline.collect.historylog import HistoryLog
 from pipeline.collect.inserts import APPEND_ERRORS
 from pipeline.collect.journal import RETAINED_ROWS, Journal
 from pipeline.collect.table import Table
 from pipeline.store import history
+from pipeline.store.copying import copy
 from pipeline.store.history import Beginning, beginnings
 from pipeline.store.schema import create_table, drop_table
 from tests.both import START, Writer, numbered
@@ -219,6 +223,48 @@ def test_a_history_that_was_made_anew(writer: Writer) -> None:
     assert writer.read() == numbered(1, 8)
 
 
+@pytest.mark.parametrize("before", ["_lost", "_found", "_look_at_the_seam", "record"])
+@pytest.mark.parametrize("with_table", [False, True])
+def test_a_history_that_is_made_anew_while_it_is_asked(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, before: str, with_table: bool
+) -> None:
+    """What is found of the one must not be noted of the other: `--reset` makes the table anew, and then the history."""
+    writer.take(numbered(1, 5))
+    writer.store()
+    writer.take(numbered(6, 7))
+    writer.store_in(writer.table, writer.live)
+    if with_table:
+        drop_table(writer.client, "mexc_data", BTC_CONFIG)
+        create_table(writer.client, "mexc_data", BTC_CONFIG)
+        writer.table.doubt()
+        writer.take(numbered(8, 9))
+        writer.store_in(writer.table, writer.live)
+    place = historylog if before == "record" else HistoryLog
+    step = getattr(place, before)
+
+    def made_anew_before(*arguments: Any) -> Any:
+        monkeypatch.setattr(place, before, step)
+        history.drop(writer.client, "mexc_data", "btc")
+        writer.stack.setup()
+        found = step(*arguments)
+        if before == "record":
+            assert history.beginnings(writer.client, "mexc_data", "btc", writer.token()) == []
+        return found
+
+    monkeypatch.setattr(place, before, made_anew_before)
+    writer.history.doubt()
+    writer.store_in(writer.history, writer.position)
+    for n in (10, 11, 12):
+        writer.take(numbered(n, n))
+        writer.store()
+        writer.reopen()
+    list(copy(writer.settings, "btc"))
+    table, found = writer.stack.rows(), writer.rows()
+    assert found[-len(table) :] == table
+    assert found == sorted(set(found))
+    assert writer.read() == found
+
+
 def test_a_table_that_was_made_anew(writer: Writer) -> None:
     writer.take(numbered(1, 5))
     writer.store()
@@ -260,6 +306,38 @@ def test_rows_that_the_journal_forgot(writer: Writer) -> None:
     assert "do not have the same rows among the " in writer.said[-1]
 
 
+@pytest.mark.parametrize("forgotten", [2, 4, 6])
+@pytest.mark.parametrize("waiting", [0, 3])
+def test_rows_that_the_table_forgot_with_the_journal_and_the_history_has(
+    writer: Writer, forgotten: int, waiting: int
+) -> None:
+    """The power fails on both machines, just when a turnover has noted up to where the two are the same."""
+    kept = 20 - forgotten
+    writer.take(numbered(1, kept - waiting))
+    writer.store()
+    writer.take(numbered(kept - waiting + 1, kept))
+    writer.store_in(writer.table, writer.live)
+    writer.journal.sync()
+    writer.copy("synced")
+    writer.take(numbered(kept + 1, 20))
+    writer.store()
+    ((last,),) = writer.stack.query("SELECT max(n) FROM mexc_data.btc_history")
+    history.record(writer.client, "mexc_data", "btc", writer.token(), Beginning(20, 20, last, last + 1))
+    left = writer.stack.rows()[: kept - 2]  # the journal has the other two
+    writer.stack.query("TRUNCATE TABLE mexc_data.btc")
+    writer.client.execute("INSERT INTO mexc_data.btc (ts, mt, m) VALUES", left)
+    writer.put_back("synced")
+    writer.take(numbered(21, 20 + 3 * forgotten))
+    writer.store()
+    if writer.log.has_parted:
+        writer.history.doubt()
+        writer.store()
+    assert writer.stack.rows() == numbered(1, kept) + numbered(21, 20 + 3 * forgotten)
+    for _ in range(2):  # those that the history has besides may be read
+        assert [row for row in writer.read() if row not in numbered(kept + 1, 20)] == writer.stack.rows()
+        list(copy(writer.settings, "btc", keep_others=True))
+
+
 def test_rows_that_the_history_lost_are_sent_again(writer: Writer) -> None:
     writer.take(numbered(1, 5))
     writer.store()
@@ -271,6 +349,57 @@ def test_rows_that_the_history_lost_are_sent_again(writer: Writer) -> None:
     writer.store()
     assert writer.rows() == numbered(1, 10)
     assert "mexc_data.btc_history lost its last 3 rows: sending them again" in writer.said
+
+
+def test_a_block_that_the_history_lost_before_one_that_nobody_knows_of(writer: Writer) -> None:
+    """The power fails on both machines: one block is broken, the next one is not, and its answer is forgotten."""
+    writer.take(numbered(1, 5))
+    writer.store()
+    writer.take(numbered(6, 9))
+    writer.store()
+    writer.take(numbered(10, 12))
+    writer.journal.sync()
+    writer.copy("synced")
+    writer.store()
+    lost = "toUInt32(splitByChar('|', m)[1]) BETWEEN 6 AND 9"
+    writer.stack.query(f"ALTER TABLE mexc_data.btc_history DELETE WHERE {lost} SETTINGS mutations_sync = 2")
+    writer.put_back("synced")
+    writer.take(numbered(13, 14))
+    writer.store()
+    assert writer.rows() == writer.stack.rows() == numbered(1, 14)
+    assert "mexc_data.btc_history lost its last 4 rows: sending them again" in writer.said
+
+
+def test_a_whole_block_that_the_history_lost_is_sent_again(writer: Writer) -> None:
+    """ClickHouse still has the block's token, but not the rows."""
+    writer.take(numbered(1, 5))
+    writer.store()
+    writer.take(numbered(6, 9))
+    writer.store()
+    for _ in range(2):
+        writer.stack.query("ALTER TABLE mexc_data.btc_history DELETE WHERE m >= '6' SETTINGS mutations_sync = 2")
+        writer.reopen()
+        writer.store()
+        assert writer.rows() == numbered(1, 9)
+    assert writer.said == ["mexc_data.btc_history lost its last 4 rows: sending them again"] * 2
+
+
+def test_rows_that_the_history_lost_and_the_journal_no_longer_has(writer: Writer) -> None:
+    """Then it is no longer read, and ch_setup.py --history copies them."""
+    writer.take(numbered(1, 9))
+    writer.store()
+    writer.journal._delete_spare()
+    writer.stack.query("ALTER TABLE mexc_data.btc_history DELETE WHERE m >= '7' SETTINGS mutations_sync = 2")
+    writer.history.doubt()
+    writer.store()
+    writer.take(numbered(10, 11))
+    writer.history.doubt()
+    writer.store()
+    assert not writer.log.has_parted
+    assert writer.read() == writer.stack.rows() == numbered(1, 11)
+    assert "do not have the same rows among the " in writer.said[-1]
+    list(copy(writer.settings, "btc"))
+    assert writer.rows() == numbered(1, 11)
 
 
 def test_somebody_else_who_writes_is_said_and_none_of_ours_is_lost(writer: Writer) -> None:
@@ -307,6 +436,36 @@ def test_a_history_that_cannot_be_used_is_said_and_rows_wait(writer: Writer, cha
         writer.history.append_pending()
     assert writer.position.waiting == 2
     writer.stack.query(back.format("mexc_data.btc_history"))
+    writer.store()
+    assert writer.rows() == writer.stack.rows() == numbered(1, 7)
+
+
+def test_a_history_of_another_journal(writer: Writer, tmp_path: Path) -> None:
+    """What is there is not this journal's: it is said, and with what is copied each row is there once."""
+    writer.take(numbered(1, 5))
+    writer.store()
+    writer.close()
+    writer.path = tmp_path / "another.db"
+    writer.open()
+    writer.take(numbered(6, 8))
+    writer.store()
+    assert writer.stack.rows() == writer.read() == numbered(1, 8)
+    list(copy(writer.settings, "btc"))
+    assert writer.rows() == writer.read() == numbered(1, 8)
+    assert any("ch_setup.py --history copies 5 rows of those" in line for line in writer.said), writer.said
+
+
+def test_without_the_note_of_beginnings_it_is_said_and_rows_wait(writer: Writer) -> None:
+    writer.take(numbered(1, 5))
+    writer.store()
+    writer.stack.query("RENAME TABLE mexc_data.history_begins TO mexc_data.away")
+    writer.take(numbered(6, 7))
+    writer.reopen()
+    writer.store_in(writer.table, writer.live)
+    with pytest.raises(APPEND_ERRORS, match="history_begins"):
+        writer.history.append_pending()
+    assert writer.position.waiting == 2
+    writer.stack.query("RENAME TABLE mexc_data.away TO mexc_data.history_begins")
     writer.store()
     assert writer.rows() == writer.stack.rows() == numbered(1, 7)
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from config import PROJECT
+from config import PROJECT, all_symbols, load_settings
+from local.market import CONTRACTS
+from pipeline.collect.collector import EXIT_CONFIG
+from pipeline.collect.fleet import Fleet
 from pipeline.collect.voice import merged
 from pipeline.messages import parse_frame
 from tests.stack import PATIENCE, Exchange, Process, Stack, StoredRow, eventually, free_port, whole_lines
@@ -79,6 +83,39 @@ def grows(stack: Stack, table: str) -> None:
     eventually(lambda: stack.count(table) > before, f"another row in {table}")
 
 
+# What each collector has imported by the time it ends that its parent had not.
+IMPORTING = """
+import sys
+from config import all_symbols, load_settings
+from pipeline.collect import fleet
+collect = fleet.collect
+def collect_and_tell(*arguments):
+    before = set(sys.modules)
+    code = collect(*arguments)
+    print("imported:", sorted(set(sys.modules) - before))
+    return code
+fleet.collect = collect_and_tell
+settings = load_settings()
+configs = [config for config in all_symbols(settings) if config["table_name"] in sys.argv[1:]]
+sys.exit(fleet.Fleet(configs, settings).run())
+"""
+
+
+@pytest.mark.parametrize("history", [0, 1])
+def test_all_that_collectors_import_is_imported_once(stack: Stack, history: int) -> None:
+    stack.env |= {"SYMBOLS": ",".join(SYMBOLS.values()), "HISTORY": str(history)}
+    certificate = PROJECT / "tests/data/self-signed.pem"
+    stack.env["SSL_CERT_FILE"] = str(certificate)
+    stack.clickhouse()
+    stack.setup()
+    stack.exchange("--tls", certificate)
+    process = stack.start("-c", IMPORTING, *SYMBOLS, METRICS_PORT=free_port())
+    for name in SYMBOLS:
+        stack.wait_for_rows(5, name)
+    assert process.stop() == 0
+    assert [*map(process.lines.count, [f"{name:<10} | imported: []" for name in SYMBOLS])] == [1, 1, 1], process.output
+
+
 def test_each_symbol_is_collected_into_its_table_and_ends_with_the_fleet(
     stack: Stack, fleet: Callable[..., Process]
 ) -> None:
@@ -96,6 +133,31 @@ def test_each_symbol_is_collected_into_its_table_and_ends_with_the_fleet(
     for name in SYMBOLS:
         blocks = re.findall(rf"^{name} +\| Total Records Appended: (\d+)$", process.output, re.MULTILINE)
         assert sum(map(int, blocks)) == 60, "the last block is there, too"
+
+
+def test_a_dozen_with_histories_have_all_rows_in_both_tables(stack: Stack) -> None:
+    stack.env |= {"SYMBOLS": ",".join([*CONTRACTS][:12]), "HISTORY": "1", "HISTORY_INTERVAL": "0.2"}
+    configs = all_symbols(load_settings(stack.env, dotenv=None))
+    stack.clickhouse()
+    stack.setup()
+    exchange = stack.exchange("--rate", 20, "--frames", 40)
+    port = free_port()
+    process = stack.start("collect.py", *[*CONTRACTS][:12], METRICS_PORT=port)
+    for config in configs:
+        name, symbol = config["table_name"], config["symbol"]
+        eventually(lambda symbol=symbol: len(exchange.sent(symbol)) == 40, symbol)  # type: ignore[misc]
+        assert stack.wait_for_rows(40, name) == sent_rows(exchange, symbol)
+        history = f"(SELECT * FROM mexc_data.{name}_history ORDER BY n)"
+        found = f"SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM {history}"
+        eventually(lambda sql=found, symbol=symbol: stack.query(sql) == sent_rows(exchange, symbol), name)  # type: ignore[misc]
+    health = stack.run("-m", "pipeline.collect.health")
+    assert (health.wait(), health.lines[0]) == (0, "12 of 12 collectors work")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
+        assert answer.read().decode().count("mexc_collector_up{") == 12
+    assert process.stop() == 0
+    report = stack.run("verif.py").lines
+    assert "Total records appended: 480 in 12 tables" in report
+    assert len(stack.run("verif.py", "--quality").lines) == 12
 
 
 def test_with_log_time_each_line_has_one_time_before_its_name(stack: Stack, fleet: Callable[..., Process]) -> None:
@@ -167,7 +229,7 @@ def test_clickhouse_that_is_killed_has_all_rows_once_when_it_is_back(
     wait_until_all_collect(process)
     grows(stack, "xrp")
     stack.processes[0].stop(signal.SIGKILL)
-    process.wait_for(r"^\w+ +\| ClickHouse at .*; \d+ rows wait$")
+    process.wait_for(r"^\w+ +\| ClickHouse at .*; [0-9,]+ rows? waits?$")
     stack.clickhouse()
     for name, symbol in SYMBOLS.items():
         eventually(lambda symbol=symbol: len(exchange.sent(symbol)) == 400, symbol)  # type: ignore[misc]
@@ -175,7 +237,13 @@ def test_clickhouse_that_is_killed_has_all_rows_once_when_it_is_back(
     assert process.stop() == 0
 
 
-def test_a_symbol_that_runs_already_is_refused_and_the_others_go_on(
+def refused(process: Process, times: int) -> None:
+    """Wait until xrp was told so often that it cannot run, which is no reason never to start it again."""
+    line = "xrp ended with exit code 2: starting it again"
+    eventually(lambda: process.output.count(line) >= times, f"{times} refusals\n{process.output}")
+
+
+def test_a_symbol_that_runs_already_is_refused_until_it_does_no_more_and_the_others_go_on(
     stack: Stack, fleet: Callable[..., Process]
 ) -> None:
     stack.exchange("--rate", 20)
@@ -183,12 +251,45 @@ def test_a_symbol_that_runs_already_is_refused_and_the_others_go_on(
     alone.wait_for("xrp .* Subscribed to: sub.deal for XRP_USDT")
     process = fleet()
     process.wait_for(r"^xrp +\| .*xrp\.db is in use: a collector for this table is already running$")
-    process.wait_for("^xrp ended with exit code 2, as often before: not starting it again$")
+    refused(process, times=4)
     grows(stack, "doge")
-    assert len(collectors(process)) == 2
-    assert fleet("xrp").wait() == 2
-    assert process.stop() == 0
+    second = fleet("xrp")
+    assert second.wait() == 2
+    assert second.lines[-1] == "xrp ended with exit code 2, as all did: ending"
     assert alone.stop() == 0
+    wait_until_all_collect(process)
+    assert process.stop() == 0
+
+
+def test_what_worked_once_is_started_again_until_it_works_again(stack: Stack, fleet: Callable[..., Process]) -> None:
+    exchange = stack.exchange("--rate", 20)
+    process = fleet("xrp")
+    process.wait_for("xrp .* Subscribed to: sub.deal for XRP_USDT")
+    journals = Path(stack.env["JOURNAL_DIR"])
+    journals.rename(journals.with_name("away"))
+    journals.touch()  # where its folder is not, no journal can be
+    (pid,) = collectors(process)
+    os.kill(pid, signal.SIGKILL)
+    process.wait_for(r"^xrp +\| .*xrp\.db cannot be opened: ")
+    refused(process, times=4)
+    journals.unlink()
+    journals.with_name("away").rename(journals)
+    eventually(lambda: len(sent_by_connection(exchange, "XRP_USDT")) == 2, "it collects again")
+    grows(stack, "xrp")
+    assert process.stop() == 0
+
+
+def test_nothing_counts_against_a_symbol_after_a_steady_run() -> None:
+    settings = load_settings({}, dotenv=None)
+    fleet = Fleet(all_symbols(settings)[:1], settings)
+    (member,) = fleet._members
+    for _ in range(10):
+        member.started, member.due = time.monotonic() - 24 * 3600, None
+        fleet._ended(member, EXIT_CONFIG)
+        assert member.due is not None
+        assert member.due <= time.monotonic(), "at once"
+    os.set_blocking(fleet._own_out, False)
+    assert set(os.read(fleet._own_out, 4096).decode().splitlines()) == {"btc ended with exit code 2: starting it again"}
 
 
 def test_nobody_waits_for_lines_that_nobody_reads(stack: Stack, fleet: Callable[..., Process]) -> None:
@@ -254,10 +355,11 @@ def test_it_ends_with_2_where_it_cannot_run_as_configured(stack: Stack) -> None:
 def test_list_says_what_would_run_and_what_does(stack: Stack, fleet: Callable[..., Process]) -> None:
     stack.exchange()
     process = fleet("xrp")
-    eventually(lambda: stack.run("collect.py", "--list").lines[0].endswith("working, 0 rows wait"), "xrp works")
+    eventually(lambda: stack.run("collect.py", "--list").lines[-1].endswith("working, 0 rows wait"), "xrp works")
     listed = stack.run("collect.py", "--list").lines
-    assert [line.split()[:2] for line in listed] == [[name, symbol] for name, symbol in SYMBOLS.items()]
-    assert listed[1].endswith("the collector has not reported yet: it waits for the VPN, or is not running")
+    the_worst_first = sorted(SYMBOLS.items(), key=lambda item: item[0] == "xrp")
+    assert [line.split()[:2] for line in listed] == [[name, symbol] for name, symbol in the_worst_first]
+    assert listed[0].endswith("the collector has not reported yet: it waits for the VPN, or is not running")
     health = stack.run("-m", "pipeline.collect.health")
     assert health.wait() == 1
     assert health.lines[0] == "1 of 3 collectors work"
@@ -293,7 +395,7 @@ def test_one_port_has_the_figures_of_all(stack: Stack, fleet: Callable[..., Proc
     assert exchange.sent("XRP_USDT")
     frozen = collectors(process)[1]
     os.kill(frozen, signal.SIGSTOP)
-    assert ask()["mexc_collector_up"] == {"xrp": 1, "doge": 0, "_1000bonk": 1}
+    eventually(lambda: ask()["mexc_collector_up"] == {"xrp": 1, "doge": 0, "_1000bonk": 1}, "one is frozen")
     os.kill(frozen, signal.SIGCONT)
     eventually(lambda: ask()["mexc_collector_up"]["doge"] == 1, "it answers again")
     os.kill(children(process)[0], signal.SIGKILL)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from config import ALL_CONFIGS, PROJECT
+from config import PROJECT
 from tests.stack import PATIENCE, Process, Stack, eventually, free_port, open_stack
 
 MONITORING = PROJECT / "monitoring"
@@ -59,6 +59,7 @@ class Metrics:
         self.port = free_port()
         self.collector = stack.collector(table, METRICS_PORT=self.port, **env)
         self.samples: dict[str, list[tuple[dict[str, str], float]]] = {}
+        self.history: dict[str, list[tuple[dict[str, str], float]]] = {}
         eventually(self._answers, "the metrics answer")
 
     def ask(self) -> None:
@@ -105,13 +106,23 @@ def blocks(collector: Process, line: str) -> int:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metrics]:
-    """All that a collector serves once it has compacted its table."""
+    """All that a collector serves once it has compacted its table, and what another one serves that has a history."""
     with open_stack(tmp_path_factory.mktemp("served")) as stack:
+        stack.env["HISTORY"] = "1"
         stack.clickhouse()
         stack.setup()
         stack.exchange("--rate", 100)
-        metrics = Metrics(stack, "btc", COMPACT_BLOCKS=10)
+        metrics = Metrics(stack, "btc", COMPACT_BLOCKS=10, HISTORY=0)
         metrics.eventually("mexc_compactions_total", 1)
+        with_history = Metrics(stack, "eth", HISTORY_INTERVAL=1)
+        with_history.eventually("mexc_history_last_insert_timestamp_seconds", 1)
+        metrics.history = {name: each for name, each in with_history.samples.items() if "_history_" in name}
+        # A history that is away shows.
+        with_history.eventually("mexc_history_waiting_rows", 1)
+        stack.query("RENAME TABLE mexc_data.eth_history TO mexc_data.away")
+        with_history.eventually("mexc_history_stuck_seconds", 0.1)
+        with_history.eventually("mexc_errors_total", 1, kind="failed_history_insert")
+        assert with_history.of("mexc_errors_total", kind="failed_insert") == 0
         yield metrics
 
 
@@ -227,7 +238,7 @@ def test_a_table_that_is_being_compacted_is_not_stuck(running: Stack) -> None:
     metrics.eventually("mexc_table_being_compacted", 1)
     metrics.eventually("mexc_journal_stuck_seconds", 3)
     health = running.run("-m", "pipeline.collect.health", STALE_TIMEOUT=2, PING_INTERVAL=1)
-    assert re.fullmatch(r"btc: its table is being compacted, \d+ rows wait", health.output)
+    assert re.fullmatch(r"btc: its table is being compacted, [0-9,]+ rows? waits?", health.output)
     assert health.wait() == 0
     eventually(lambda: metrics.of("mexc_table_being_compacted") == 0, "the collector brings it back")
     metrics.eventually("mexc_table_rows", 100)
@@ -297,7 +308,7 @@ def expressions() -> dict[str, str]:
 
 
 def test_the_dashboard_and_the_alerts_use_what_is_served(served: Metrics) -> None:
-    names = set(served.samples) | OF_PROMETHEUS | OF_A_FLEET
+    names = {*served.samples, *served.history} | OF_PROMETHEUS | OF_A_FLEET
     labels = {label for samples in served.samples.values() for found, _ in samples for label in found} | OF_PROMETHEUS
     values = {value for samples in served.samples.values() for found, _ in samples for value in found.values()}
     used = expressions()
@@ -315,6 +326,8 @@ def test_each_figure_is_on_the_dashboard_and_explained(served: Metrics) -> None:
     explained = (MONITORING / "README.md").read_text()
     expected = {re.sub("_(bucket|sum|count)$", "", name) for name in served.samples if name.startswith("mexc_")}
     assert len(expected) == 22
+    expected |= set(served.history)
+    assert len(expected) == 25
     for name in expected:
         assert any(name in target["expr"] for panel in PANELS for target in panel["targets"]), name
         assert f"`{name}`" in explained
@@ -338,10 +351,20 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
 
 
 def test_prometheus_asks_every_collector_of_docker_compose() -> None:
-    scraped = (MONITORING / "prometheus" / "prometheus.yml").read_text()
+    """Also one that is added to docker-compose.yml, and to no other file: its name comes with the anchor."""
+    compose = (PROJECT / "docker-compose.yml").read_text()
     port = re.findall(r"^#METRICS_PORT=(\d+)$", (PROJECT / ".env.example").read_text(), re.MULTILINE)
-    services = [f"{name}-client:{port[0]}" for name in (*(config["table_name"] for config in ALL_CONFIGS), "more")]
-    assert re.findall(r"^ +- (\S+-client:\d+)$", scraped, re.MULTILINE) == services
+    ((asked, more),) = re.findall(
+        r"names: \[(.+)\]\n +type: A\n +port: (?:\d+)\n(?:.*\n)* +- (\S+)\n$",
+        (MONITORING / "prometheus" / "prometheus.yml").read_text(),
+    )
+    anchor, services = re.split(r"^services:\n", compose.partition("x-client: &client\n")[2], flags=re.MULTILINE)
+    assert re.findall(r"networks:\n    default:\n      aliases:\n        - (\w+)", anchor) == [asked]
+    own = re.findall(
+        r"^  ([\w-]+):.*\n(?:    .*\n)*?    networks:\n      default: (.*?)(?: #.*)?\n", services, re.MULTILINE
+    )
+    assert own == [("more-client", "{}")]
+    assert more == f"more-client:{port[0]}"
 
 
 def test_docker_compose_publishes_nothing_to_others_and_monitoring_only_on_demand() -> None:
@@ -365,7 +388,8 @@ def open_prometheus(directory: Path, scraped: int) -> Iterator[Callable[..., Any
     """
     text = (MONITORING / "prometheus" / "prometheus.yml").read_text()
     text = re.sub(r"_interval: \d+s", "_interval: 1s", text)
-    text = re.sub(r"(targets:\n +)(?:- .*\n +)+", rf"\g<1>- 127.0.0.1:{scraped}\n          ", text)
+    static = f"static_configs: [{{targets: ['127.0.0.1:{scraped}']}}]\n"
+    text = re.sub(r"(?:dns_sd|static)_configs:.*\n(?: {6,}.*\n)+", static, text)
     (directory / "prometheus.yml").write_text(text)
     shutil.copy(MONITORING / "prometheus" / "alerts.yml", directory)
     address = f"127.0.0.1:{free_port()}"
@@ -395,8 +419,11 @@ def open_prometheus(directory: Path, scraped: int) -> Iterator[Callable[..., Any
 
 @pytest.mark.prometheus
 def test_prometheus_itself_takes_it_all(running: Stack, tmp_path: Path) -> None:
+    running.env["HISTORY"] = "1"
+    running.setup()
     running.exchange("--rate", 100)
-    metrics = Metrics(running, "btc")
+    metrics = Metrics(running, "btc", HISTORY_INTERVAL=1)
+    subprocess.run(["promtool", "check", "config", MONITORING / "prometheus" / "prometheus.yml"], check=True)
     with open_prometheus(tmp_path, metrics.port) as ask:
 
         def value(expression: str) -> float:
@@ -413,8 +440,10 @@ def test_prometheus_itself_takes_it_all(running: Stack, tmp_path: Path) -> None:
         assert alerts() == {}
         for where, target in ((panel["title"], target) for panel in PANELS for target in panel["targets"]):
             expression = target["expr"].replace("$symbol", ".+").replace("$__rate_interval", "10s")
-            found = ask("query", query=expression)["result"]  # raises where it is none
-            assert found or expression.endswith("> 0") or "compaction" in expression, where
+            if expression.endswith("> 0") or "compaction" in expression:
+                ask("query", query=expression)  # raises where it is none
+            else:
+                eventually(lambda query=expression: ask("query", query=query)["result"], where)  # type: ignore[misc]
         assert metrics.collector.stop() == 0
         eventually(lambda: alerts() == {"CollectorDown": "pending"}, "an alert")
 

@@ -115,7 +115,7 @@ def test_tls_to_clickhouse(stack: Stack, certificates: Path, name: str) -> None:
     with within_tls(stack, certificates, name, port):
         collector = stack.collector(CLICKHOUSE_PORT=port)
         where = f"ClickHouse at 127.0.0.1:{port} cannot be reached"
-        collector.wait_for(f"^{where}: {REFUSED[name]}; [0-9]+ rows wait$")
+        collector.wait_for(f"^{where}: {REFUSED[name]}; [0-9,]+ rows? waits?$")
         collector.wait_for("^Waiting in journal: [1-9][0-9]+$")
         assert stack.count() == 0
     with within_tls(stack, certificates, "good", port):
@@ -131,7 +131,7 @@ def test_tls_to_the_history_alone(stack: Stack, certificates: Path, name: str) -
     with within_tls(stack, certificates, name, port):
         collector = stack.collector(HISTORY_PORT=port)
         where = f"ClickHouse at 127.0.0.1:{port} cannot be reached"
-        collector.wait_for(f"^{where}: {REFUSED[name]}; [0-9]+ rows wait$")
+        collector.wait_for(f"^{where}: {REFUSED[name]}; [0-9,]+ rows? waits?$")
         grows(stack)
         assert in_history(stack) == []
     with within_tls(stack, certificates, "good", port):
@@ -152,7 +152,7 @@ def test_a_line_to_the_history_that_is_slow_and_dies(stack: Stack) -> None:
             eventually(lambda: proxy.cuts > 0, "an INSERT that is cut")
             proxy.cuts = 0
             with proxy.refusing():
-                collector.wait_for(f"^ClickHouse at 127.0.0.1:{proxy.port} .*; [0-9]+ rows wait$")
+                collector.wait_for(f"^ClickHouse at 127.0.0.1:{proxy.port} .*; [0-9,]+ rows? waits?$")
                 grows(stack)
             before = len(in_history(stack))
             eventually(lambda before=before: len(in_history(stack)) > before, "rows in the history again")  # type: ignore[misc]
@@ -184,7 +184,7 @@ def test_a_wrong_password_of_the_other_server(stack: Stack, tmp_path: Path) -> N
             f"ClickHouse at 127.0.0.1:{other.port} refuses user default: check HISTORY_USER \\(the default\\)"
             " and HISTORY_PASSWORD \\(from the environment\\)"
         )
-        collector.wait_for(f"^{line}; [0-9]+ rows wait$")
+        collector.wait_for(f"^{line}; [0-9,]+ rows? waits?$")
         grows(stack)
         other.processes[0].stop()
         other.env["CLICKHOUSE_PASSWORD"] = "another"
@@ -202,7 +202,7 @@ def test_a_full_disk_of_the_other_server(stack: Stack, tmp_path: Path) -> None:
             eventually(lambda: len(in_history(other)) > 0, "rows in the history")
             with disks.full(other.data):
                 line = f"ClickHouse at 127.0.0.1:{other.port} reports error 243: Cannot insert: 0 MiB are free"
-                collector.wait_for(f"^{line} .*; [0-9]+ rows wait$")
+                collector.wait_for(f"^{line} .*; [0-9,]+ rows? waits?$")
                 grows(stack)
             collector.wait_for("^mexc_data.btc_history takes rows again; ")
             assert_all_once(stack, other, exchange, collector)

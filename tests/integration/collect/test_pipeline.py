@@ -129,6 +129,7 @@ def test_what_a_user_sees(running: Stack) -> None:
         r"Deal Messages: (\d+) → btc/data.bin\n"
         r"Depth Messages: (\d+) → btc/data.bin\n"
         r"Skipped Messages: 0\nErrors: 0\n"
+        r"(?:Waiting in journal: \d+\n)?"  # a row may be on its way just then
         rf"Rate: \d+\.\d\d records/sec\n{rule}",
         collector.output,
     )
@@ -156,7 +157,7 @@ def test_a_stop_drains_what_was_read(running: Stack, number: int) -> None:
     expected = expected_rows(exchange.sent(), "BTC_USDT")
     rows = running.rows()
     assert rows == expected[: len(rows)]
-    assert "rows stay in the journal" not in collector.output
+    assert "the next start sends" not in collector.output
 
 
 def test_a_new_symbol_is_an_entry_in_config_and_a_copied_script(tmp_path: Path) -> None:

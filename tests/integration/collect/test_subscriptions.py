@@ -100,5 +100,5 @@ def test_the_deals_of_a_subscription_that_was_dead_are_filled_in(stack: Stack) -
     lab = Lab(stack)
     stack.wait_for_rows(60)
     lab.exchange.fault("deal-dies")
-    lab.collector.wait_for(r"^BTC_USDT: \d+ missed deals filled in; ")
+    lab.collector.wait_for(r"^BTC_USDT: \d+ missed deals? filled in; ")
     lab.recovers()

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import nbformat
 import pytest
 
 import pipeline.read
 from config import PROJECT
 from local.market import frames
 from pipeline.messages import parse_frame
-from tests.stack import Stack, open_stack
+from tests import notebook
+from tests.stack import Stack, free_port, open_stack
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -173,3 +175,53 @@ def test_the_packages_that_it_needs_are_those_of_the_project(bot: Folder) -> Non
     ran = bot.run("from importlib.metadata import requires\nprint(*requires('mexc-pipeline'), sep='\\n')\n")
     wanted = [line for line in (PROJECT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert sorted(ran.stdout.splitlines()) == sorted(wanted)
+
+
+DAY = START_MS
+COLLECTED = [(DAY + start * 60_000, DAY + end * 60_000) for start, end in ((720, 722), (724, 726))]
+
+
+def printed(run: nbformat.NotebookNode) -> str:
+    outputs = (each for cell in run.cells for each in cell.get("outputs", ()))
+    return "".join(each.text for each in outputs if each.output_type == "stream")
+
+
+def test_the_notebook_runs(bot: Folder, tmp_path: Path) -> None:
+    (bot.project / ".env").unlink(missing_ok=True)
+    with open_stack(tmp_path) as stack, notebook.archive(stack, COLLECTED) as env:
+        ran = notebook.run(tmp_path, env, str(bot.python))
+        deals = [row for row in stack.rows() if row[1] == "d"]
+    sizes = [int(m.split("|")[1]) for _, _, m in deals]
+    said = printed(ran)
+    assert said.startswith("btc from 2026-10-01 00:00 to 2026-10-02 00:00 UTC\n")
+    assert f" {max(sizes):,} contracts at " in said
+    (percent, contracts, exact, minutes) = re.findall(
+        r"([\d.]+) % of MEXC's ([\d,]+) contracts\n(\d+) of (\d+) minutes agree", said
+    )[0]
+    assert (exact, minutes) == ("5", "7")  # with the one that has just begun, and is empty by both
+    whole = int(contracts.replace(",", ""))
+    assert whole > sum(sizes)
+    assert float(percent) == pytest.approx(100 * sum(sizes) / whole, abs=0.005)
+
+
+def test_the_notebook_runs_on_a_single_deal_and_without_mexc(bot: Folder, tmp_path: Path) -> None:
+    (bot.project / ".env").unlink(missing_ok=True)
+    client = bot.stack.client
+    client.execute("CREATE DATABASE sparse")
+    client.execute("CREATE TABLE sparse.btc AS mexc_data.btc")
+    client.execute("INSERT INTO sparse.btc (ts, mt, m) VALUES", [(START_MS, "d", "84000.1|7|1")])
+    elsewhere = {"CLICKHOUSE_DATABASE": "sparse", "MEXC_REST_URL": f"http://127.0.0.1:{free_port()}"}
+    said = printed(notebook.run(tmp_path, bot.stack.env | elsewhere, str(bot.python)))
+    assert "buy 7 contracts at 84,000.1 at 00:00:00.000000\n" in said
+    assert "127.0.0.1" in said.splitlines()[-1], "what fails"
+
+
+def test_the_notebook_is_saved_with_what_it_gave() -> None:
+    saved = nbformat.read(notebook.NOTEBOOK, as_version=4)
+    cells = [cell for cell in saved.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [each for cell in cells for each in cell.outputs]
+    assert {each.get("name", "stdout") for each in outputs} == {"stdout"}
+    assert sum("image/png" in each.get("data", ()) for each in outputs) == 5
+    assert re.search(r"\d of 1,440 minutes agree exactly", printed(saved))
+    assert notebook.NOTEBOOK.stat().st_size < 1_000_000

@@ -644,7 +644,7 @@ def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
         (["--type", "candles", "--interval", "soon"], "'soon' is no interval"),
         (["--type", "candles", "--interval", "7m"], "candles of 7m do not fill a day"),
         (["--type", "candles", "--interval", "2d"], "candles of 2d do not fill a day"),
-        (["xrp"], "There is no symbol xrp in config.py: give some of btc (BTC_USDT), "),
+        (["xrp"], "There is no symbol xrp in config.py or SYMBOLS: give some of btc (BTC_USDT), "),
     ],
 )
 def test_an_argument_that_cannot_be_used(run: Run, out: Path, arguments: list[str], line: str) -> None:

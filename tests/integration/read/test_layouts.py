@@ -51,6 +51,10 @@ def test_ohlcv_has_these_columns_and_no_others(empty: Stack, run: Run, out: Path
     assert list(frame.columns) == ["date", "open", "high", "low", "close", "volume"]
     assert frame.iloc[0].tolist() == [pd.Timestamp(DAY, unit="ms", tz="UTC"), 10, 12, 10, 12, 7]
     assert len(frame) == 2
+    refused = run("--layout", "ohlcv", "--coins")
+    assert refused.wait() == 1
+    assert "is in contracts: leave --coins away, or give another --out" in refused.output
+    shutil.rmtree(out)
     assert run("--layout", "ohlcv", "--coins").lines[-1].startswith("1 file written")
     assert read(out)["volume"].tolist() == [0.0007, 0.0001]
 
@@ -67,6 +71,19 @@ def test_filled_candles_go_on_across_days(empty: Stack, run: Run, out: Path) -> 
     assert frame["volume"].sum() == 1 + 1 + 5
     assert frame.iloc[-1].tolist()[1:] == [20, 20, 20, 20, 5]
     assert run("--layout", "ohlcv", "--fill").lines[-1].endswith("; 3 days there already")
+
+
+def test_days_without_deals_are_filled_where_the_time_asked_for_begins_or_ends_with_them(
+    empty: Stack, run: Run, out: Path
+) -> None:
+    store(empty, [deal(DAY + day * 24 * HOUR, 10 + day) for day in (0, 2, 4)])
+    fill = ("--layout", "ohlcv", "--fill")
+    assert run(*fill, "--from", "2026-10-02", "--to", "2026-10-03").lines[-1].startswith("1 file written")
+    assert read(out)["close"].tolist() == [10.0] * 1440
+    assert run(*fill, "--from", "2026-10-02", "--to", "2026-10-05").lines[-1].startswith("2 files written")
+    assert len(read(out)) == 3 * 1440
+    assert run(*fill).lines[-1].startswith("2 files written")  # before the first deal, and after the last, is nothing
+    assert len(read(out)) == 4 * 1440 + 1
 
 
 def test_a_day_is_filled_to_its_end_once_there_is_a_later_one(empty: Stack, run: Run, out: Path) -> None:

@@ -1,7 +1,11 @@
-"""Exports into a bucket of moto's: the files that a folder would have, whole or not there, and never fewer rows."""
+"""Exports into a bucket of moto's: the files that a folder would have, whole or not there, and never fewer rows.
+
+Google's storage is that of gcp-storage-emulator.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import polars
 import pytest
 from pyarrow import fs
 
 from tests.proxy import Proxy, open_proxy
 from tests.stack import PATIENCE, Process, Stack, eventually, free_port
+from tests.web import serving
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -47,13 +53,30 @@ class Storage:
             pass
 
     def tree(self) -> dict[str, bytes]:
-        """Return all that is in the bucket, by name, but for what only says that there is a folder."""
-        found = self.files.get_file_info(fs.FileSelector("bucket", recursive=True))
-        return {
-            info.path.removeprefix("bucket/"): self.files.open_input_stream(info.path, compression=None).read()
-            for info in found
-            if info.is_file
-        }
+        """Return all that is in the bucket."""
+        return tree(self.files)
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Let keys do what they may and no more, for as long as the context lasts."""
+        self.post("/moto-api/reset-auth", "0")
+        try:
+            yield
+        finally:
+            self.post("/moto-api/reset-auth", "inf")
+
+    def client(self, service: str) -> Any:
+        """Return what manages the storage, with all rights."""
+        url = f"http://127.0.0.1:{self._port}"
+        return boto3.client(service, "us-east-1", None, False, None, url, KEYS["AWS_ACCESS_KEY_ID"], "secret")
+
+    def keys_of(self, policy: str) -> dict[str, str]:
+        """Return the keys of a new user, who may do what the policy says."""
+        iam = self.client("iam")
+        iam.create_user(UserName="exporter")
+        iam.put_user_policy(UserName="exporter", PolicyName="buckets", PolicyDocument=policy)
+        made = iam.create_access_key(UserName="exporter")["AccessKey"]
+        return {"AWS_ACCESS_KEY_ID": made["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": made["SecretAccessKey"]}
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
@@ -75,6 +98,21 @@ class Storage:
             is_over.set()
             thread.join()
             self.proxy.cut_after("to server", 1 << 60)
+
+
+def tree(files: Any) -> dict[str, bytes]:
+    """Return all that is in the bucket, by name, but for what only says that there is a folder."""
+    return {
+        info.path.removeprefix("bucket/"): files.open_input_stream(info.path, compression=None).read()
+        for info in files.get_file_info(fs.FileSelector("bucket", recursive=True))
+        if info.is_file
+    }
+
+
+def policy(effect: str, *actions: str, **more: str) -> str:
+    """Return what S3 has for "these may be done", or not."""
+    statement = {"Effect": effect, "Action": actions, "Resource": "*", **more}
+    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
 
 
 @pytest.fixture(scope="module")
@@ -222,16 +260,103 @@ def test_an_export_that_is_ended_amid_an_upload_leaves_no_file(
 
 def test_wrong_keys_are_one_line(empty: Stack, storage: Storage, start: Run) -> None:
     fill(empty, 100)
-    storage.post("/moto-api/reset-auth", "0")
-    try:
+    with storage.checking():
         process = start(AWS_ACCESS_KEY_ID="wrong")
         line = done(process, 1)
-    finally:
-        storage.post("/moto-api/reset-auth", "inf")
+    assert len(process.lines) == 1
+    assert line.startswith("s3://bucket/archive/.export/type=deals/symbol=BTC_USDT cannot be written: ")
+    assert line.endswith("; check AWS_ACCESS_KEY_ID")
+    assert storage.tree() == {}
+
+
+@pytest.mark.parametrize("refuses", ["a key that only reads", "a bucket's policy", "a key that deletes nothing"])
+def test_who_may_not_write_is_told_so_and_all_stays_as_it_is(
+    empty: Stack, storage: Storage, start: Run, tmp_path: Path, refuses: str
+) -> None:
+    fill(empty, 1_000)
+    done(start())
+    before = storage.tree()
+    fill(empty, 1_000)
+    actions = {"a key that only reads": ["s3:Get*", "s3:List*"], "a bucket's policy": ["s3:*"]}
+    keys = storage.keys_of(policy("Allow", *actions.get(refuses, ["s3:Get*", "s3:List*", "s3:Put*"])))
+    if refuses == "a bucket's policy":
+        denied = policy("Deny", "s3:PutObject", Principal="*")
+        storage.client("s3").put_bucket_policy(Bucket="bucket", Policy=denied)
+    with storage.checking():
+        process = start(**keys)
+        line = done(process, 1)
     assert len(process.lines) == 1
     assert line.startswith(f"s3://bucket/{name(1)} cannot be written: ")
     assert line.endswith("; check the keys and what they may do: read, list, write and delete")
-    assert storage.tree() == {}
+    assert {path: it for path, it in storage.tree().items() if not path.endswith(".tmp")} == before
+    assert left(tmp_path) == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("out", "status", "body", "told"),
+    [
+        (
+            "s3://bucket/archive?endpoint_override={}&scheme=http&region=us-east-1",
+            507,
+            "<Error><Code>XMinioStorageFull</Code><Message>Storage backend has reached its minimum free drive threshold"
+            "</Message></Error>",
+            " XMinioStorageFull Message: Storage backend has reached its minimum free drive threshold",
+        ),
+        (
+            "gs://anonymous@bucket/archive?endpoint_override={}&scheme=http",
+            403,
+            '{"error": {"code": 403, "message": "No access"}}',
+            ': the answer of Google is PERMISSION_DENIED: {"error": {"code": 403, "message": "No access"}};'
+            " check the keys and what they may do: read, list, write and delete",
+        ),
+    ],
+    ids=["full", "not allowed"],
+)
+def test_storage_that_takes_nothing_is_one_line(
+    empty: Stack, start: Run, tmp_path: Path, out: str, status: int, body: str, told: str
+) -> None:
+    """As MinIO says that its disks are full, and Google that somebody may not."""
+    fill(empty, 100)
+    with serving(lambda path: (status, {}, body.encode()) if "upload" in path else (404, {}, b"")) as web:
+        process = start("--out", out.format(web.url.removeprefix("http://")))
+        line = done(process, 1)
+    assert len(process.lines) == 1
+    assert " cannot be written: " in line
+    assert line.endswith(told)
+    assert left(tmp_path) == ["lock"]
+
+
+def test_google_has_the_files_that_a_folder_has(empty: Stack, start: Run, tmp_path: Path) -> None:
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", port, "--in-memory", "--default-bucket", "bucket"]
+    google = empty.start("-m", "gcp_storage_emulator", "-d", tmp_path / "google", "start", *options)
+    google.wait_for("All services started")
+    at = f"endpoint_override=127.0.0.1:{port}&scheme=http"
+    files, _ = fs.FileSystem.from_uri(f"gs://anonymous@bucket/?{at}")
+    out = ["--out", f"gs://anonymous@bucket/archive?{at}"]
+    fill(empty, 3_000, days=3)
+    assert done(start(*out)).startswith("3 files written to gs://bucket/archive, 3,000 rows")
+    before = tree(files)
+    fill(empty, 500)
+    assert done(start(*out)).startswith("1 file written to gs://bucket/archive, 1,500 rows")
+    after = tree(files)
+    assert {path for path in after if after[path] != before[path]} == {name(1), record(1)}
+    done(start("--out", tmp_path / "archive"))
+    assert {path: it for path, it in after.items() if ".export" not in path} == {
+        str(path.relative_to(tmp_path)): path.read_bytes() for path in (tmp_path / "archive").rglob("*.parquet")
+    }
+    line = done(start("--out", f"gs://anonymous@nobodys/archive?{at}"), 1)
+    assert line.endswith("; make the bucket first")
+    google.stop()
+    line = done(start("--out", f"gs://anonymous@bucket/archive?{at}&retry_limit_seconds=1"), 1)
+    assert line.endswith("; try again, and check GOOGLE_APPLICATION_CREDENTIALS, the file of the keys")
+
+
+def test_keys_of_google_that_are_none_are_one_line(empty: Stack, start: Run, tmp_path: Path) -> None:
+    fill(empty, 100)
+    process = start("--out", "gs://bucket/archive", GOOGLE_APPLICATION_CREDENTIALS=tmp_path / "none")
+    assert done(process, 1).endswith("; check GOOGLE_APPLICATION_CREDENTIALS")
+    assert len(process.lines) == 1
 
 
 def test_a_bucket_that_is_not_there_is_one_line(empty: Stack, start: Run) -> None:
@@ -244,7 +369,11 @@ def test_a_bucket_that_is_not_there_is_one_line(empty: Stack, start: Run) -> Non
 @pytest.mark.parametrize(
     ("out", "why"),
     [
-        ("ftp://host/archive", "ftp:// is no place to export to: give a folder, s3://bucket/prefix or gs://"),
+        (
+            "ftp://host/archive",
+            "ftp:// is no place to export to: give a folder, s3://bucket/prefix, gs://bucket/prefix",
+        ),
+        ("abfss://container/archive", "account"),
         ("s3://", "names no bucket"),
         ("s3://bucket/archive?no=such", "no"),
     ],
@@ -253,6 +382,12 @@ def test_an_address_that_cannot_be_used_is_refused(start: Run, out: str, why: st
     line = done(start("--out", out), 2)
     assert "export.py: error: --out " in line
     assert why in line
+
+
+def test_a_folder_may_have_an_address(empty: Stack, start: Run, tmp_path: Path) -> None:
+    fill(empty, 100)
+    out = tmp_path / "an archive"
+    assert done(start("--out", out.as_uri())).startswith(f"1 file written to {out}, 100 rows")
 
 
 def test_two_exports_into_one_tree_at_once_are_not_to_be(empty: Stack, storage: Storage, start: Run) -> None:

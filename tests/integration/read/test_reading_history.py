@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -17,19 +18,20 @@ from clickhouse_driver import Client
 from config import ALL_CONFIGS, BTC_CONFIG, Settings, load_settings
 from local.market import frames
 from pipeline.messages import Row, parse_frame
-from pipeline.read import audit, decode, load, quality
+from pipeline.read import audit, decode, hftbacktest, load, quality, tardis
 from pipeline.read import export as exporting
 from pipeline.read import rows as stored_rows_of
 from pipeline.read.audit import Minutes
 from pipeline.read.decode import LoadError
 from pipeline.read.export import ExportError, Job, Result, export
+from pipeline.show.chart import read_chart
 from pipeline.show.figures import read_prices
 from pipeline.store import source
 from pipeline.store.client import connect
 from pipeline.store.history import Beginning, record
 from pipeline.store.source import History, HistoryError, Source, find_source, moment, open_history
 from pipeline.store.tiers import survey_tiers
-from pipeline.times import from_ms
+from pipeline.times import from_ms, iso
 from tests.stack import Stack, free_port, open_stack
 
 TIMES = ("2026-09-30T23:59:40", "2026-10-01T11:00:00", "2026-10-01T23:59:40")
@@ -258,6 +260,18 @@ def test_the_prices_of_the_page_are_the_same(client: Client, history: History) -
         assert list(vars(one).values()) == pytest.approx(list(vars(other).values()), rel=1e-12)
 
 
+def test_a_plot_is_the_same(client: Client, history: History, settings: Settings) -> None:
+    from_table, from_history = (
+        read_chart(client, settings, BTC_CONFIG, DAY, DAY + timedelta(days=1), each) for each in (None, history)
+    )
+    for part in ("candles", "depth"):
+        ours, theirs = (vars(getattr(each, part)) for each in (from_table, from_history))
+        for name in ours:
+            assert np.array_equal(ours[name], theirs[name], equal_nan=name == "amounts"), name
+    assert from_table.gaps == from_history.gaps
+    assert len(from_table.gaps) > 1
+
+
 # Files
 
 
@@ -341,6 +355,13 @@ def test_a_history_that_lacks_rows_is_not_read(
     before = token(stack)
     try:
         assert not is_history(), "it has not begun"
+        found = survey_tiers(client, "mexc_data", ALL_CONFIGS, history)
+        assert [each.trouble for each in found] == [
+            "mexc_data.btc_history has not begun, so btc is read: let its collector run with HISTORY=1, then run"
+            " ch_setup.py --history",
+            "",
+            "",
+        ], "where both are empty, nothing lacks"
         record(client, "mexc_data", "btc", before, Beginning(0, COPIED, 0, COPIED + 1))
         assert not is_history(), "what was there before has not been copied"
         assert survey_tiers(client, "mexc_data", [BTC_CONFIG], history)[0].trouble.endswith("ch_setup.py --history")
@@ -357,6 +378,40 @@ def test_a_history_that_lacks_rows_is_not_read(
         stack.query(f"ALTER TABLE mexc_data.btc MODIFY COMMENT '{before}'")
         stack.query("DROP TABLE mexc_data.history_begins SYNC")
         stack.query("RENAME TABLE mexc_data.kept TO mexc_data.history_begins")
+
+
+def test_rows_that_the_history_has_not_got_for_long_are_said_by_who_reads(
+    stack: Stack, client: Client, history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = max(origin_of(place)[1] for place in range(COPIED, len(ROWS))) // 1000
+    line = (
+        f"mexc_data.btc_history is 3 rows behind mexc_data.btc, and has got no row since {iso(newest)}: what is read of"
+        " it lacks those; its collector says why"
+    )
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
+    assert history.behind(client, "mexc_data", "btc") == ""
+    before = token(stack)
+    stack.query("RENAME TABLE mexc_data.btc TO mexc_data.away")
+    stack.query(f"CREATE TABLE mexc_data.btc AS mexc_data.away ENGINE = StripeLog COMMENT '{before}+{len(ROWS)}'")
+    try:
+        stack.query("INSERT INTO mexc_data.btc SELECT * FROM mexc_data.away LIMIT 3")
+        assert history.behind(client, "mexc_data", "btc") == line
+        with pytest.warns(UserWarning, match="is 3 rows behind"):
+            load("btc", "depth", "2026-10-01", "2026-10-02")
+        out = ("--out", stack.directory / "behind")
+        for command in (["verif.py"], ["verif.py", "--quality"], ["export.py", "btc", "--type", "deals", *out]):
+            process = stack.run(*command)
+            assert process.wait() == 0
+            assert [each.strip() for each in process.lines].count(line) == 1, process.output
+        now = "now64(3), now64(6), now64(3), 'd', 0, '84000.1|7|2'"
+        columns = "n, ts, received, event, mt, id, m"
+        stack.query(f"INSERT INTO mexc_data.btc_history ({columns}) SELECT {RUN + 10_000}, {now}")
+        assert history.behind(client, "mexc_data", "btc") == "", "it has just got one"
+    finally:
+        stack.query(f"ALTER TABLE mexc_data.btc_history DELETE WHERE n = {RUN + 10_000} SETTINGS mutations_sync = 2")
+        stack.query("DROP TABLE mexc_data.btc SYNC")
+        stack.query("RENAME TABLE mexc_data.away TO mexc_data.btc")
 
 
 def test_where_there_is_no_table_the_history_is_read(stack: Stack, client: Client, history: History) -> None:
@@ -457,3 +512,39 @@ def test_the_live_view_shows_both(stack: Stack) -> None:
     verif = stack.start("verif.py", "--watch", "0.2")
     verif.wait_for(rf"btc_history: {len(ROWS)} records")
     assert verif.stop() == 0
+
+
+@pytest.mark.filterwarnings("ignore:1 deals of mexc_data.btc do not decode")
+def test_a_reader_without_its_history_is_told_of_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
+    ((comment,),) = stack.query("SELECT comment FROM system.tables WHERE name = 'btc'")
+    stack.query(f"ALTER TABLE mexc_data.btc MODIFY COMMENT '{comment}+7'")
+    monkeypatch.setenv("HISTORY", "0")
+    told = "mexc_data.btc has its newest rows only, and mexc_data.btc_history the older ones: set HISTORY=1"
+    with pytest.warns(UserWarning, match=told):
+        load("btc", "deals")
+    run = stack.run("export.py", "btc", "--type", "deals", "--out", tmp_path / "out", HISTORY=0)
+    assert run.wait() == 0
+    assert sum(told in line for line in run.lines) == 1
+    stack.query(f"ALTER TABLE mexc_data.btc MODIFY COMMENT '{comment}'")
+
+
+@pytest.mark.parametrize("kind", ["trades", "quotes", "derivative_ticker"])
+def test_tardis_files_have_what_was_copied_too(settings: Settings, tmp_path: Path, kind: str) -> None:
+    """No time of receipt is known of that."""
+    result = Result()
+    export(settings, BTC_CONFIG, Job(kind, "tardis"), tmp_path, result, quiet=True)
+    mt = decode.TYPES[tardis.SOURCES[kind]]
+    assert result.rows == sum(row.mt == mt for row in ROWS) - result.undecoded
+    assert result.undecoded == (1 if kind == "trades" else 0)
+
+
+def test_arrays_have_what_was_copied_too(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in stack.env.items():
+        monkeypatch.setenv(name, value)
+    events = hftbacktest("btc")
+    assert events["local_ts"].min() >= min(row.ts_ms for row in ROWS) * 1_000_000
+    assert np.count_nonzero(events["ev"] & 0xFF == 2) >= sum(row.mt == "d" for row in ROWS) - 1

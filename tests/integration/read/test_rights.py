@@ -57,6 +57,7 @@ def reports(stack: Stack) -> Iterator[tuple[str, int, str]]:
         ["verif.py", "--max-age", "1e9"],
         ["verif.py", "--html", stack.directory / "page.html"],
         ["verif.py", "--audit", "--from", "2026-10-01T00:00", "--to", "2026-10-01T00:10"],
+        ["plot.py", "btc", "--out", stack.directory / "btc.png"],
         ["export.py", "btc", "--type", "deals", "--out", out],
         ["export.py", "btc", "--type", "candles", "--out", out],
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -120,6 +121,37 @@ def test_books_are_differences_but_after_gaps(empty: Stack, run: Run, out: Path)
     ]
 
 
+def test_each_day_of_books_begins_with_what_is_left_of_the_one_before(empty: Stack, run: Run, out: Path) -> None:
+    """So whoever reads several days into one book has no level that has gone."""
+    midnight = DAY + 24 * HOUR
+    store(
+        empty,
+        [
+            Row(DAY + HOUR, DEPTH, "[1,1]|[2,1]"),
+            Row(midnight - 200, DEPTH, "[84000.1,5],[84000,7]|[84000.2,3]"),
+            Row(midnight, DEPTH, "[84000.3,4]|"),
+            Row(midnight + 24 * HOUR, DEPTH, "|[9,2]"),
+        ],
+    )
+    changes = ("--type", "incremental_book_L2")
+    gone = [["false", "bid", "84000.1", "0"], ["false", "bid", "84000", "0"], ["false", "ask", "84000.2", "0"]]
+    book = [["true", "bid", "84000.3", "4"], ["false", "bid", "84000.3", "4"]]
+
+    def second() -> list[list[str]]:
+        return [row[4:] for row in lines(file_of(out, "incremental_book_L2", "2026-10-02"))]
+
+    assert run(*changes, "--from", "2026-10-02", "--to", "2026-10-03").wait() == 0
+    assert second() == book  # nobody can have read the day before from here
+    assert run(*changes).lines[-1].startswith("3 files written")
+    assert second() == gone + book
+    third = lines(file_of(out, "incremental_book_L2", "2026-10-03"))
+    assert third[0][4:] == ["false", "bid", "84000.3", "0"]
+    assert run(*changes).lines[-1].endswith("; 3 days there already")
+    store(empty, [Row(midnight - 100, DEPTH, "[84000.1,5]|[84000.2,3]")])
+    assert run(*changes).lines[-1].startswith("2 files written")
+    assert second() == [gone[0], gone[2], *book]
+
+
 def test_whole_books_quotes_and_tickers(empty: Stack, run: Run, out: Path) -> None:
     store(empty, ROWS)
     for type in ("book_snapshot_25", "quotes", "derivative_ticker"):
@@ -139,7 +171,6 @@ def test_whole_books_quotes_and_tickers(empty: Stack, run: Run, out: Path) -> No
 
 def test_amounts_may_be_coins(empty: Stack, run: Run, out: Path) -> None:
     store(empty, ROWS)
-    assert run().wait() == 0
     ran = run("--coins")
     assert ran.lines[-1].startswith("1 file written")
     assert [row[-1] for row in lines(file_of(out))] == ["0.0003", "0.0013", "0.0001"]
@@ -148,6 +179,21 @@ def test_amounts_may_be_coins(empty: Stack, run: Run, out: Path) -> None:
     assert lines(file_of(out, "incremental_book_L2"))[0][-1] == "0.0005"
     assert run("--coins", "--type", "derivative_ticker").wait() == 0
     assert float(lines(file_of(out, "derivative_ticker"))[0][7]) == 54688.2118
+
+
+def test_contracts_and_coins_are_not_mixed(empty: Stack, run: Run, out: Path) -> None:
+    store(empty, [*ROWS, Row(DAY + 48 * HOUR, DEAL, "84000.1|3|1")])
+    is_there = "BTC_USDT: what is there of tardis-mexc-futures-trades is in"
+    for first, second, told in (
+        ([], ["--coins"], "contracts: leave --coins away"),
+        (["--coins"], [], "coins: give --coins as well"),
+    ):
+        assert run(*first, "--to", "2026-10-02").wait() == 0
+        ran = run(*second, "--from", "2026-10-03")
+        assert ran.wait() == 1
+        assert ran.lines[0] == f"{is_there} {told}, or give another --out"
+        assert len(list(out.glob("*.gz"))) == 1
+        shutil.rmtree(out)
 
 
 def test_another_name_of_the_exchange_is_another_file(empty: Stack, run: Run, out: Path) -> None:
@@ -260,11 +306,13 @@ def test_a_full_disk_is_one_line(empty: Stack, tmp_path: Path, monkeypatch: pyte
 
 
 def test_times_of_receipt_and_numbers_are_taken_where_they_are_kept() -> None:
-    deals = decode.decode(DEAL, [DAY, DAY + 1], ["84000.1|3|1", "84000.2|2|2"]).table
-    received = pa.array([DAY * 1000 + 7_001, DAY * 1000 + 8_002], pa.timestamp("us", tz="UTC"))
-    deals = deals.append_column("received", received).append_column("id", pa.array([12345, 0], pa.uint64()))
+    """And where they are not, as of rows that were copied into a history, the time of the exchange."""
+    deals = decode.decode(DEAL, [DAY, DAY + 1, DAY + 2], ["84000.1|3|1", "84000.2|2|2", "84000.3|1|2"]).table
+    received = pa.array([DAY * 1000 + 7_001, DAY * 1000 + 8_002, None], pa.timestamp("us", tz="UTC"))
+    deals = deals.append_column("received", received).append_column("id", pa.array([12345, 0, None], pa.uint64()))
     (made,) = Tardis("trades", "BTC_USDT").tables([deals])
     assert made.select(["timestamp", "local_timestamp", "id"]).to_pylist() == [
         {"timestamp": DAY * 1000, "local_timestamp": DAY * 1000 + 7_001, "id": "12345"},
         {"timestamp": DAY * 1000 + 1_000, "local_timestamp": DAY * 1000 + 8_002, "id": None},
+        {"timestamp": DAY * 1000 + 2_000, "local_timestamp": DAY * 1000 + 2_000, "id": None},
     ]

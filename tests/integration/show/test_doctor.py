@@ -6,9 +6,11 @@ ClickHouse, the exchange and the collectors are real; what Docker says is played
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from config import load_settings
 from pipeline.show import doctor
 from pipeline.show.doctor import Line, examine
+from pipeline.status import Status
 from tests.stack import Stack, eventually, free_port, open_stack
 
 SECRETS = {
@@ -300,6 +303,22 @@ def test_collectors_that_run_here(patient: Patient, stack: Stack) -> None:
     status.write_text(json.dumps(json.loads(status.read_text()) | {"written": 1.0}))
     (found,) = complaints(patient)
     assert found.startswith("Collector of btc: the collector has not reported for ")
+
+
+def test_one_who_runs_collectors_without_docker_need_not_have_it(patient: Patient) -> None:
+    patient.env("".join(f"{name}={value}\n" for name, value in SECRETS.items() if "NORDVPN" not in name))
+    patient.answers["version"] = "exit 1"
+    (found,) = complaints(patient)
+    assert found.startswith("Docker does not answer")
+    status = Status(time.time() - 20, 0.0, 0.0, 0.0, 1, journal_full=False, channel_ages={"push.ticker": 100.0})
+    journal = Path(patient.environ["JOURNAL_DIR"])
+    journal.mkdir()
+    (journal / "btc.status.json").write_text(json.dumps(asdict(status)))
+    (journal / "btc.db").touch()
+    assert complaints(patient) == []
+    said = "\n".join(map(str, patient.look()))
+    assert "[note]   Docker does not answer" in said
+    assert re.search(r"Journal of btc: 0B; 1 row waiting; push.ticker 2 min [0-9]+ s ago", said), "as of now"
 
 
 def test_the_command_tells_it_and_its_exit_code(stack: Stack) -> None:

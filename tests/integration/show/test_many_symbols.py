@@ -47,6 +47,13 @@ def test_setup_makes_what_is_a_contract_and_keeps_what_is_off_the_market(stack: 
     stack.query("DROP TABLE mexc_data.old SYNC")
 
 
+def test_a_history_is_made_of_what_is_a_contract_only(stack: Stack) -> None:
+    setup = stack.run("ch_setup.py", HISTORY=1)
+    assert setup.wait() == 2
+    query = "SELECT name FROM system.tables WHERE database = 'mexc_data' AND name IN ('doge_history', 'xpr_history')"
+    assert stack.query(query) == [("doge_history",)]
+
+
 def test_the_report_has_a_line_for_each_the_worst_first(stack: Stack) -> None:
     verif = stack.run("verif.py")
     assert verif.wait() == 0
@@ -101,6 +108,41 @@ def test_they_can_be_exported_and_loaded(stack: Stack, tmp_path: Path) -> None:
     load = stack.run("-c", "from pipeline.read import load; print(load('DOGE_USDT', 'deals').num_rows)")
     assert load.lines == ["1"]
     assert re.search(r"doge \(DOGE_USDT\)", stack.run("export.py", "ada", "--type", "deals", "--out", tmp_path).output)
+
+
+def test_with_histories_rows_of_both_are_counted_and_each_has_a_line_the_worst_first(stack: Stack) -> None:
+    history = {"HISTORY": 1, "SYMBOLS": "DOGE_USDT,1000BONK_USDT"}
+    assert stack.run("ch_setup.py", **history).wait() == 0
+    for table in ("eth", "doge"):
+        stack.query(
+            f"INSERT INTO mexc_data.{table}_history (n, ts, mt) SELECT number, fromUnixTimestamp64Milli({NOW_MS}),"
+            " 't' FROM numbers(5)"
+        )
+    stack.query("DROP TABLE mexc_data.sol_history SYNC")
+    try:
+        verif = stack.run("verif.py", **history)
+        assert verif.wait() == 0
+        assert verif.lines[2] == "Total records appended: 42 in 5 tables"
+        found = [line.split() for line in verif.lines[5:10]]
+        assert [cells[:3] for cells in found[2:4]] == [["doge", "27", "25"], ["btc", "10", "10"]]
+        assert found[4][0] == "eth", "it has rows, if only in its history"
+        histories = verif.lines[verif.lines.index("History, and what its table has beside it:") + 2 :]
+        assert "  Table mexc_data.sol_history does not exist: run ch_setup.py" in histories[:4]
+        names = ("btc", "eth", "doge", "_1000bonk")
+        assert [line.split()[0] for line in histories[6:]] == [f"{name}_history" for name in names]
+        in_full = stack.run("verif.py", "--only", "eth", "doge", **history).lines
+        assert in_full[2:5] == [
+            "Total records appended: 32",
+            "  eth/data.bin: 5 records, 5 of them only in eth_history",
+            "  doge/data.bin: 27 records, 5 of them only in doge_history",
+        ]
+        assert "  DOGE: 27 total" in in_full
+        answer = json.loads(stack.run("verif.py", "--json", **history).output)
+        assert answer["records"] == 42
+    finally:
+        for name in ("btc", "eth", "doge", "_1000bonk"):
+            for each in ("history", "deals", "tickers", "depth"):
+                stack.query(f"DROP TABLE IF EXISTS mexc_data.{name}_{each} SYNC")
 
 
 def test_the_doctor_looks_at_them(stack: Stack) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +18,13 @@ from clickhouse_driver import Client
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from config import Settings
+from pipeline.human import human_size
 from pipeline.read.audit import Difference, NotCompared, SymbolAudit
 from pipeline.read.quality import ChannelQuality, DeadLetters, Finding, Gap, SymbolQuality
 from pipeline.show.figures import PricePoint, read_prices
 from pipeline.show.page import render
 from pipeline.store.storage import Storage, TableStorage
+from pipeline.store.tiers import Tier, Tiers
 from pipeline.times import from_ms, iso, to_ms
 from tests.stack import Stack, eventually
 
@@ -68,13 +72,17 @@ def prices(quality: SymbolQuality, points: int = 2000) -> list[PricePoint]:
     assert quality.end_ms is not None
     step = max(1000, (quality.end_ms - quality.start_ms) // points)
     return [
-        PricePoint(ts_ms, 84_000 + number, 83_999 + number, 84_001 + number, 0.1, 0.25)
+        PricePoint(ts_ms, step, 84_000 + number, 83_999 + number, 84_001 + number, 0.1, 0.25)
         for number, ts_ms in enumerate(range(quality.start_ms, quality.end_ms, step))
     ]
 
 
 def page(
-    *symbols: SymbolQuality, blocks: int = 3, made_at: datetime | None = None, audits: Sequence[SymbolAudit] = ()
+    *symbols: SymbolQuality,
+    blocks: int = 3,
+    made_at: datetime | None = None,
+    audits: Sequence[SymbolAudit] = (),
+    tiers: Sequence[Tiers] = (),
 ) -> str:
     """Render an archive of symbols; each row takes 20 bytes."""
     tables = [
@@ -95,7 +103,7 @@ def page(
     known = [each for each in symbols if each.end_ms is not None]
     made_at = made_at or from_ms(max((each.end_ms or 0 for each in known), default=START) + 2000)
     storage = Storage(tables, files_seen=True, volume=123 << 20)
-    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, Settings(), audits)
+    return render(storage, symbols, {each.table: prices(each) for each in known}, made_at, Settings(), audits, tiers)
 
 
 def audit(length_ms: int, *differences: Difference, **known: Any) -> SymbolAudit:
@@ -248,12 +256,73 @@ def test_a_year_of_missing_contracts_stays_small() -> None:
     assert len(text) - len(page(archive)) < 50_000
 
 
+def test_sizes_are_written_as_verif_py_writes_them() -> None:
+    quality = symbol(HOUR)
+    data_bin, index_mrk = human_size(quality.rows * 19), human_size(quality.rows)
+    text = page(quality)
+    assert f"<dt>Disk</dt><dd>{human_size(quality.rows * 20)}, data.bin {data_bin}</dd>" in text
+    assert f'<td class="number">{data_bin}</td>' in text
+    assert f'<td class="number">{index_mrk}</td>' in text
+    assert "All of ClickHouse takes 123.0M." in text
+    assert "iB" not in without_scripts(text)
+
+
+def test_many_symbols_are_a_number_and_the_worst_come_first() -> None:
+    archive = [symbol(HOUR, name=f"c{number}") for number in range(24)]
+    archive[7] = symbol(HOUR, gap("depth", START + 600_000, 60_000), name="gap")
+    archive[9] = symbol(HOUR, gap("depth", START + 600_000, 600_000), name="longgap")
+    archive[11] = SymbolQuality("NONE_USDT", "none", problem="there are no rows")
+    text = page(*archive)
+    assert f"<p>24 symbols from <time>{iso(START)[:19].replace('T', ' ')}</time> to " in text
+    names = ["NONE_USDT", "LONGGAP_USDT", "GAP_USDT", "C0_USDT", "C1_USDT"]
+    assert re.findall(r'<h2><a href="#\w+">(\w+)</a>', text)[:5] == names
+    assert re.findall(r'<h2 id="\w+-name">(\w+)</h2>', text)[:5] == names
+
+
+def tiers_of(each: SymbolQuality, beside: int, trouble: str = "") -> Tiers:
+    """A table whose newest rows are in both."""
+    times = each.start_ms, each.end_ms
+    live, history = (Tier(name, 0, 1 << 20, *times) for name in (each.table, f"{each.table}_history"))
+    by_type = {"t": 5, "dp": each.rows - 5}
+    return Tiers(each.table, replace(live, records=beside), replace(history, records=each.rows), trouble, by_type)
+
+
+def test_histories_of_many_symbols_are_a_line_each_those_with_trouble_first() -> None:
+    archive = [symbol(HOUR, name=f"c{number}") for number in range(12)]
+    trouble = "c7_history lacks rows that c7 has"
+    text = page(*archive, tiers=[tiers_of(each, 77, trouble * (each.table == "c7")) for each in archive])
+    assert f"<p>{trouble}.</p>" in text
+    assert "c3_history" not in text, "nor anything else of those that are well"
+    (table,) = re.findall('<table class="histories">(.*?)</table>', text, re.DOTALL)
+    assert re.findall(r'<th scope="row">(\w+)</th>', table)[:3] == ["C7_USDT", "C0_USDT", "C1_USDT"]
+    assert table.count('<td class="number">77</td>') == 12
+    few = page(*archive[:3], tiers=[tiers_of(each, 77) for each in archive[:3]])
+    assert f"<p>c0_history: {archive[0].rows} records, 1.0M, from " in few
+    assert '<table class="histories">' not in few
+
+
+def test_rows_of_a_history_count() -> None:
+    (quality,) = archive = [symbol(HOUR)]
+    text = page(quality, tiers=[replace(tiers_of(quality, 0), by_type={"t": 123_456, "d": 654_321})])
+    assert re.search(r'<th scope="row">Rows</th><td class="number">777,777</td>', text)
+    assert re.search(r'<th scope="row">– deals</th><td class="number">654,321</td>', text)
+    assert f'<td class="number">{archive[0].rows:,}</td>' in page(*archive)
+
+
+def test_of_what_the_exchange_has_sent_the_beginning_is_shown() -> None:
+    quality = symbol(DAY)
+    long = '{"channel":"push.kline","data":' + '{"a":1},' * 60
+    quality.dead_letters = [DeadLetters("bad JSON", 1, START, "[" * 500), DeadLetters("other", 1, START, long)]
+    codes = re.findall("<code>(.*?)</code>", page(quality))
+    assert codes == ["[[[[… (500 times)", html.escape(long[:160]) + "…"]
+
+
 def test_blocks_are_told_with_what_to_do_about_them() -> None:
     assert "ch_setup.py" not in page(symbol(DAY), blocks=COMPACT_BLOCKS)
     text = page(symbol(DAY), symbol(DAY, name="eth"), blocks=200_000)
     assert "<p>btc is fragmented: 200,000 small blocks, more than twice COMPACT_BLOCKS. " in text
     assert "if no collector runs, python3 ch_setup.py --compact eth.</p>" in text
-    assert "85.8 MiB" in text
+    assert "85.8M" in text
 
 
 @pytest.mark.parametrize("archive", [[], [SymbolQuality("X_USDT", "x", problem="there are no rows")], month()])
@@ -325,11 +394,15 @@ def test_minutes_that_are_not_whole_make_no_dip() -> None:
     deals.by_minute = {START // 1000 + minute * 60: 300 if minute in (0, 10) else 600 for minute in range(11)}
     rate = data_of(page(quality))["symbols"]["btc"]["rates"]["deals"]
     assert rate == {"start": START // 1000 + 60, "step": 60, "mean": [600] * 9}
-    # Of less than three whole minutes, the rate is what the seconds come to.
-    quality = symbol(MINUTE, start_ms=START + 45_000)
-    quality.channels[1].by_minute = {START // 1000: 100, START // 1000 + 60: 300}
-    rate = data_of(page(quality))["symbols"]["btc"]["rates"]["deals"]
-    assert rate == {"start": START // 1000, "step": 60, "mean": [400, 400]}
+
+
+def test_of_less_than_two_whole_minutes_nothing_is_drawn_by_the_minute() -> None:
+    text = page(symbol(40_000, start_ms=START + 45_000))
+    assert data_of(text)["symbols"]["btc"]["rates"] == {}
+    assert "Rows: 60 tickers, 1,200 deals and 444 depth. A rate takes two whole minutes." in text
+    assert "1,704 rows, about 33.3K; too short to draw." in text
+    assert re.findall(r'data-chart="(\w+)"', without_scripts(text)) == ["coverage", "price", "spread"]
+    assert 'data-chart="growth"' in without_scripts(page(symbol(2 * MINUTE)))
 
 
 def test_a_price_is_not_drawn_across_a_time_without_one() -> None:
@@ -381,8 +454,8 @@ def test_prices_are_those_of_the_first_levels(served: Stack) -> None:
     )
     insert(served, *((START + 7_000, "dp", m) for m in one_sided))
     assert read(served, "btc", 10) == [
-        PricePoint(START, mid=101.375, low=100.5, high=102.25, spread=0.75, widest=1.0),
-        PricePoint(START + 5_000, mid=7.625, low=7.625, high=7.625, spread=0.25, widest=0.25),
+        PricePoint(START, 1_000, mid=101.375, low=100.5, high=102.25, spread=0.75, widest=1.0),
+        PricePoint(START + 5_000, 1_000, mid=7.625, low=7.625, high=7.625, spread=0.25, widest=0.25),
     ]
 
 
@@ -527,6 +600,30 @@ def test_it_asks_for_nothing_and_complains_of_nothing(archive: str, browser: Bro
 
 
 @pytest.mark.browser
+def test_of_many_symbols_all_but_the_worst_are_folded_and_drawn_when_opened(browser: Browser, tmp_path: Path) -> None:
+    archive = [symbol(HOUR, name=f"c{number}") for number in range(6)]
+    archive[4] = symbol(HOUR, gap("depth", START + 600_000, 60_000), name="gap")
+    archive += [symbol(HOUR, gap("depth", START, 9000 * number), name=f"g{number}") for number in range(2, 5)]
+    file = tmp_path / "many.html"
+    file.write_text(page(*archive), encoding="utf-8")
+    opened = Opened(browser, file)
+    drawn = opened.page.locator("figure .uplot")
+    assert (opened.page.locator("details").count(), opened.page.locator("details[open]").count()) == (6, 0)
+    figures = opened.page.locator("#gap figure").count()
+    assert drawn.count() == 3 * figures
+    assert opened.page.locator("#g2 summary").inner_text() == "G2_USDT To look at: gaps"
+    opened.page.locator(".card h2 a", has_text="C2_USDT").click()
+    eventually(lambda: drawn.count() == 4 * figures, "its charts are drawn")
+    assert opened.page.locator("details[open]").count() == 1
+    width = opened.figure("coverage", "c2").locator("canvas").bounding_box()["width"]
+    assert width == opened.figure("coverage", "gap").locator("canvas").bounding_box()["width"]
+    opened.page.goto(f"{opened.url}#c3")
+    opened.page.reload()  # as somebody has it who was sent that address
+    assert opened.page.locator("#c3 details[open] figure .uplot").count() == figures
+    assert opened.complaints == []
+
+
+@pytest.mark.browser
 def test_its_policy_forbids_what_is_not_its_own(browser: Browser, tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     injected = "<script>hacked=1</script><img src='https://example.com/x.png'></body>"
@@ -610,12 +707,10 @@ def test_charts_tell_the_numbers_that_are_in_the_data(browser: Browser, tmp_path
     rows = 360 * (30 + 222) + sum(deals.values())
     growth = opened.figure("growth")
     opened.page.mouse.move(0, 0)
-    assert (
-        opened.readout(growth) == f"{rows:,} rows, about {rows * 20 / 2**20:.1f} MiB, {rows * 80 / 2**20:.1f} MiB a day"
-    )
+    assert opened.readout(growth) == f"{rows:,} rows, about {rows * 20 / 2**20:.1f}M, {rows * 80 / 2**20:.1f}M a day"
     told_rows = opened.point(growth, START + 3 * HOUR, whole)
     half = 180 * (30 + 222) + sum(count for minute, count in deals.items() if minute < START // 1000 + 3 * 3600)
-    assert told_rows == f"2026-10-01 03:00: {half:,} rows, about {half * 20 / 2**20:.1f} MiB"
+    assert told_rows == f"2026-10-01 03:00: {half:,} rows, about {half * 20 / 2**20:.1f}M"
     opened.context.close()
 
 
@@ -701,6 +796,9 @@ def test_dark_is_dark_also_when_it_comes_later(browser: Browser, month_file: Pat
 def test_it_fits_a_phone_and_a_finger(browser: Browser, month_file: Path) -> None:
     phone = Opened(browser, month_file, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
     assert phone.page.evaluate("document.documentElement.scrollWidth") == 360
+    heads = [each.inner_text() for each in phone.page.locator(".gaps th").all() if each.is_visible()]
+    assert heads == ["Silent", "Start, UTC", "End, UTC", "Length"]
+    assert phone.page.locator(".scroll:has(.gaps)").evaluate("each => each.scrollWidth <= each.clientWidth")
     coverage = phone.figure("coverage")
     x, y = phone.at(coverage, START + 3 * DAY, MONTH)
     phone.page.touchscreen.tap(x + 5, y)  # a finger is broader than a gap
@@ -714,6 +812,23 @@ def test_it_fits_a_phone_and_a_finger(browser: Browser, month_file: Path) -> Non
     assert phone.point(coverage, START + 3 * DAY, MONTH) == "2026-10-04 00:00:00 to 00:00:11: no depth for 11.0 s"
     assert phone.complaints == []
     phone.context.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [390, 800, 1400])
+def test_no_card_is_too_narrow_for_what_is_in_it(width: int, browser: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    archive = [symbol(MINUTE, name=name) for name in ("btc", "doge", "avax", "1000000mog")]
+    file.write_text(page(*archive), encoding="utf-8")
+    opened = Opened(browser, file, viewport={"width": width, "height": 900})
+    for card in opened.page.locator(".card").all():
+        box = card.bounding_box()
+        assert box
+        for part in card.locator(".coverage, dd, h2").all():
+            inside = part.bounding_box()
+            assert inside
+            assert inside["x"] + inside["width"] <= box["x"] + box["width"] - 15
+    opened.context.close()
 
 
 @pytest.mark.browser
@@ -751,7 +866,7 @@ def test_it_shows_what_collectors_have_stored(running: Stack, browser: Browser, 
         told = cards.nth(number).locator("dt", has_text="Rows").locator("+ dd")
         assert told.inner_text() == f"{running.count(name):,}"
     rows = running.rows()
-    last = next(m for ts_ms, mt, m in reversed(rows) if mt == "dp" and ts_ms < max(ts for ts, _, _ in rows))
+    last = next(m for _, mt, m in reversed(rows) if mt == "dp")
     bid, ask = (float(side[1:].split(",")[0]) for side in last.split("|"))
     series = data_of(file.read_text(encoding="utf-8"))["symbols"]["btc"]["prices"]
     assert series["low"][-1] <= (bid + ask) / 2 <= series["high"][-1]

@@ -158,7 +158,7 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     table = TableStorage(
         "btc", exists=True, records=blocks, by_type={"d": blocks}, blocks=blocks, small_blocks=small_blocks
     )
-    text = report(Storage([table], files_seen=False, volume=None), compact_blocks)
+    text = report(Storage([table], files_seen=False, volume=None), compact_blocks, {})
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
 

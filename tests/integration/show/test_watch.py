@@ -16,13 +16,14 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from config import ALL_CONFIGS, PROJECT, load_settings
+from config import ALL_CONFIGS, PROJECT, all_symbols, load_settings
+from local.market import CONTRACTS
 from pipeline.human import human_size
 from pipeline.show import watch
 from pipeline.status import Status
@@ -37,10 +38,12 @@ ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[()].)")
 class Terminal:
     """A terminal in which verif.py --watch runs."""
 
-    def __init__(self, stack: Stack, term: str = "xterm-256color", **env: object) -> None:
+    def __init__(
+        self, stack: Stack, term: str = "xterm-256color", columns: int = COLUMNS, lines: int = LINES, **env: object
+    ) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("4H", LINES, COLUMNS, 0, 0))
         self._slave = slave
+        self.resize(columns, lines)
         self._mode = termios.tcgetattr(slave)
         given = {name: str(value) for name, value in env.items()}
         self._process = subprocess.Popen(
@@ -54,6 +57,9 @@ class Terminal:
         )
         self.output = ""
         threading.Thread(target=self._read, daemon=True).start()
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("4H", lines, columns, 0, 0))
 
     def screens(self) -> list[list[str]]:
         """Return the lines of each refresh so far but the last one, which may be half there."""
@@ -166,19 +172,17 @@ def test_three_collectors_and_a_failure_fit_80_by_24(terminals: list[Terminal], 
         stack.setup()
         journal = Path(stack.env["JOURNAL_DIR"])
         journal.mkdir()
+        note(journal, "btc", "sol")
+        note(journal, "eth", stuck_for=600.0)
         for table in ("btc", "eth", "sol"):
             for mt in ("t", "d", "dp", "dl"):
                 fill(stack, table, mt, 4_000_000)
-        status = Status(time.time() + 25, 0.0, 0.0, 0.0, 4711, journal_full=False)
-        stuck = replace(status, stuck_for=600.0)
-        for table, written in {"btc": status, "eth": stuck, "sol": status}.items():
-            (journal / f"{table}.status.json").write_text(json.dumps(asdict(written)))
         terminals.append(Terminal(stack))
         screen = terminals[0].wait_for(r"\nbtc +4,000,000 +4,000,000 +4,000,000 +4,000,000 +16\.00M")
         assert re.search(r"\nall +12\.00M +12\.00M +12\.00M +12\.00M +48\.00M\n", screen)
         assert re.search(r"\nall .* 14,133\n", screen)
-        assert re.search(r" UTC\n\neth: ClickHouse has taken no rows for 600 s; 4711 rows wait, ", screen)
-        assert "\nbtc: working, 4711 rows wait\nsol: working, 4711 rows wait\n" in screen
+        assert re.search(r" UTC\n\neth: ClickHouse has taken no rows for 600 s; 4,711 rows wait, ", screen)
+        assert "\nbtc: working, 4,711 rows wait\nsol: working, 4,711 rows wait\n" in screen
         server.stop(signal.SIGKILL)
         reason = (
             f"ClickHouse at 127.0.0.1:{stack.port} cannot be reached: connection refused; trying\nagain; what follows"
@@ -190,6 +194,25 @@ def test_three_collectors_and_a_failure_fit_80_by_24(terminals: list[Terminal], 
         assert screen.rstrip().endswith("Ctrl-C ends.")
         stack.clickhouse()
         eventually(lambda: "cannot be reached" not in terminals[0].screen(0), "it goes on")
+
+
+def note(journal: Path, *tables: str, stuck_for: float = 0.0) -> None:
+    """Leave the status of a collector for each of the tables."""
+    status = Status(time.time() + 25, 0.0, 0.0, stuck_for, 4711, journal_full=False)
+    for table in tables:
+        (journal / f"{table}.status.json").write_text(json.dumps(asdict(status)))
+
+
+def test_at_60_columns_what_has_no_place_is_left_out_and_nothing_is_cut_off(
+    stack: Stack, terminals: list[Terminal], tmp_path: Path
+) -> None:
+    terminals.append(Terminal(stack, columns=60, JOURNAL_DIR=tmp_path / "nowhere"))
+    screen = terminals[0].wait_for("Ctrl-C ends.")
+    assert re.search("^storage +on disk +data.bin +blocks +rows a block +in journal$", screen, re.MULTILINE)
+    assert "…" not in screen
+    why = "none runs, or they are of another folder, in containers, or have another JOURNAL_DIR"
+    line = f"No collector has its journal here, in {tmp_path / 'nowhere'}: {why}"
+    assert "".join(line.split()) in "".join(screen.split())
 
 
 def test_rows_that_do_not_come_any_more_are_stale_in_words(stack: Stack, terminal: Terminal) -> None:
@@ -276,7 +299,7 @@ def test_counting_takes_a_twentieth_of_the_time_and_holds_up_no_refresh(
     console = Console(width=COLUMNS, record=True, file=io.StringIO())
     for _ in range(5):
         archive.look()
-        console.print(watch._view(archive, settings))
+        console.print(watch._View(archive, settings))
     assert archive.looked_at
     assert archive.counts == (None, None)
     assert "Counting for " in console.export_text()
@@ -289,3 +312,57 @@ def test_counting_takes_a_twentieth_of_the_time_and_holds_up_no_refresh(
         archive.look()
     assert archive.counts[1]
     assert time.monotonic() - began >= 15 * ended[0]
+
+
+def test_with_a_history_rows_of_both_count_and_do_not_fall_when_the_table_is_turned_over(stack: Stack) -> None:
+    assert stack.run("ch_setup.py", HISTORY=1).wait() == 0
+    stack.query("TRUNCATE TABLE mexc_data.eth")
+    fill(stack, "eth", "d", 7)
+    stack.query("INSERT INTO mexc_data.eth_history (n, ts, mt) SELECT number, now64(3), 'd' FROM numbers(5)")
+    settings = load_settings(stack.env | {"HISTORY": "1"}, None)
+    archive = watch._Archive(settings, ALL_CONFIGS[1:2])
+
+    def shown() -> str:
+        archive.look()
+        console = Console(width=COLUMNS, record=True, file=io.StringIO())
+        console.print(watch._View(archive, settings))
+        return console.export_text()
+
+    eventually(lambda: bool(re.search(r"\neth +0 +12 +0 +0 +12 ", shown())), "both are counted")
+    (comment,) = stack.query("SELECT comment FROM system.tables WHERE database = 'mexc_data' AND name = 'eth'")[0]
+    stack.query("TRUNCATE TABLE mexc_data.eth")
+    stack.query(f"ALTER TABLE mexc_data.eth MODIFY COMMENT '{comment}+7'")
+    try:
+        shown()
+        assert archive.tables[0].rate == 0
+    finally:
+        stack.query(f"ALTER TABLE mexc_data.eth MODIFY COMMENT '{comment}'")
+        stack.query("DROP TABLE mexc_data.eth_history SYNC")
+
+
+def test_many_symbols_on_a_small_screen_are_a_line_each_the_worst_first(
+    stack: Stack, terminals: list[Terminal], tmp_path: Path
+) -> None:
+    symbols = ",".join([*CONTRACTS][:24])
+    assert stack.run("ch_setup.py", SYMBOLS=symbols).wait() == 0
+    settings = load_settings(stack.env | {"SYMBOLS": symbols}, None)
+    *well, stale, stuck = [config["table_name"] for config in all_symbols(settings)]
+    note(tmp_path, *well)
+    note(tmp_path, stuck, stuck_for=600.0)
+    for table in (*well, stale, stuck):
+        fill(stack, table, "t", 5, "now64(3) - INTERVAL 5 HOUR" if table == stale else "now64(3)")
+    terminals.append(Terminal(stack, JOURNAL_DIR=tmp_path, SYMBOLS=symbols))
+    for columns, lines, shown in ((80, 24, 15), (60, 15, 5)):
+        terminals[0].resize(columns, lines)
+        screen = terminals[0].wait_for(rf"\n{24 - shown} more .* all well\n").split("\n")
+        assert len(screen) <= lines
+        assert max(map(len, screen)) <= columns
+        head = next(number for number, line in enumerate(screen) if line.startswith("rows "))
+        above = " ".join(screen[2:head])
+        assert above.startswith(f"24 symbols: 2 need a look; {stuck}: ClickHouse has taken no rows for 600 s; 4,711")
+        assert re.match(rf"{stuck} .*  ClickHouse has taken no rows .*…$", screen[head + 2])
+        assert re.match(rf"{stale} .* 5 h ago  STALE$", screen[head + 3])
+        assert re.match(r"btc .* \d+ s ago  working, 4,711 rows wait$", screen[head + 4])
+        assert screen[head + 2 + shown].startswith(f"{24 - shown} more ")
+        assert screen[head + 3 + shown].startswith("all ")
+        assert screen[-1].endswith("Ctrl-C ends.")

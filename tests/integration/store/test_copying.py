@@ -133,6 +133,62 @@ def test_what_is_copied_wrongly_is_never_called_whole(archive: Stack, monkeypatc
     assert not found(archive)[0].is_whole
 
 
+def write_as_somebody_else(stack: Stack, n: int, row: StoredRow) -> None:
+    ts, mt, m = row
+    moment = f"fromUnixTimestamp64Milli(toInt64({ts}))"
+    stack.query(
+        "INSERT INTO mexc_data.btc_history (n, ts, received, event, mt, id, m)"
+        f" SELECT {n}, {moment}, {moment}, {moment}, '{mt}', 0, '{m}'"
+    )
+
+
+def test_rows_that_only_the_history_has_are_named_and_it_is_not_called_whole(archive: Stack) -> None:
+    archive.setup("--history")
+    note(archive, Beginning(0, 92, FIRST_N - 91, FIRST_N + 2))  # what its collector notes of such a history
+    again = archive.rows()[20]  # once more than the table has it
+    write_as_somebody_else(archive, FIRST_N - 50, (START, "d", "foreign"))
+    write_as_somebody_else(archive, FIRST_N - 3, again)
+    refused = archive.run("ch_setup.py", "--history")
+    assert refused.wait() == 1
+    assert not found(archive)[0].is_whole
+    ((one, other),) = archive.query(f"SELECT cityHash64('foreign'), cityHash64('{again[2]}')")
+    rows = f"(n, cityHash64(m)) IN (({FIRST_N - 50}, {one}), ({FIRST_N - 3}, {other}))"
+    delete = f"ALTER TABLE mexc_data.btc_history DELETE WHERE {rows}"
+    assert (
+        "mexc_data.btc_history has 94 rows where mexc_data.btc has 92, since that has lost 2 rows, or somebody else"
+        f" wrote: to delete them, {delete}, then run this again; to keep them: ch_setup.py --history --yes"
+    ) in refused.lines
+    archive.query(f"{delete} SETTINGS mutations_sync = 1")
+    archive.setup("--history").wait_for("^Copied 0 rows of mexc_data.btc .*, and checked 92 rows; ")
+    assert found(archive)[0].is_whole
+    assert history(archive) == archive.rows()
+
+
+def test_rows_that_only_the_history_has_are_kept_on_request(archive: Stack) -> None:
+    for n in range(30):
+        write_as_somebody_else(archive, FIRST_N - 1 - n, (START - 1, "d", f"foreign {n}"))
+    with pytest.raises(CompactionError, match=r"DELETE WHERE n > \d+ AND n < \d+, then"):
+        list(copy(load_settings(archive.env, None), "btc"))
+    setup = archive.setup("--history", "--yes")
+    setup.wait_for("^Copied 0 rows of mexc_data.btc into .*, and found each of 90 rows there, with 30 rows more; ")
+    assert found(archive)[0].is_whole
+    assert [row for row in history(archive) if not row[2].startswith("foreign")] == archive.rows()
+
+
+def test_a_history_that_has_not_begun_is_trouble_where_there_are_rows(stack: Stack) -> None:
+    stack.setup("--reset", "--yes")
+    setup = stack.run("ch_setup.py", "--history")
+    assert setup.wait() == 0, "there is none to be copied"
+    fill(stack, 0, 1)
+    setup = stack.run("ch_setup.py", "--history")
+    assert setup.wait() == 1
+    assert (
+        "mexc_data.btc_history has not begun, so that no row of mexc_data.btc was copied: let its collector run with"
+        " HISTORY=1, then run this again"
+    ) in setup.lines
+    assert "mexc_data.sol_history has not begun, and mexc_data.sol has no row that it lacks" in setup.lines
+
+
 def test_a_table_without_history_is_said(tmp_path: Path) -> None:
     with open_stack(tmp_path) as stack:
         stack.clickhouse()

@@ -11,8 +11,9 @@ import pytest
 from config import load_settings
 from pipeline.store import history
 from pipeline.store.client import connect
-from pipeline.store.history import Beginning, beginnings, pieces, record
+from pipeline.store.history import Beginning, beginnings, record
 from pipeline.store.schema import parse_comment
+from tests.pieces import pieces
 from tests.stack import Stack, open_stack
 
 LAYOUT = "SELECT name, comment FROM system.tables WHERE database = 'mexc_data' AND name LIKE '%history%' ORDER BY name"
@@ -121,12 +122,40 @@ def test_views_have_exact_numbers_and_null_where_there_is_none(fresh: Stack) -> 
     ],
 )
 def test_another_layout_is_said_with_what_to_do(fresh: Stack, change: str, said: str) -> None:
+    """And those after it are made all the same; compose starts no collector after another exit code than 0."""
     fresh.query(f"ALTER TABLE mexc_data.btc_history {change}")
+    fresh.query("DROP TABLE mexc_data.sol_history SYNC")
     setup = fresh.run("ch_setup.py")
-    assert setup.wait() == 1
+    assert setup.wait() == 0
     line = setup.wait_for(said).string
     assert line.startswith("Table mexc_data.btc_history is not laid out as this version needs it, ")
     assert line.endswith(": rename it, run ch_setup.py and then ch_setup.py --history")
+    assert "Creating sol_history table..." in setup.lines
+    assert setup.lines[-1] == (
+        "WARNING: not ready: btc_history; collectors run all the same, and these rows wait in their journals:"
+        " mend that, then run ch_setup.py again"
+    )
+    assert fresh.run("ch_setup.py", "--history").lines.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"HISTORY_PORT": "9"}, "ClickHouse at 127.0.0.1:9 cannot be reached: connection refused"),
+        ({"HISTORY_PASSWORD": "wrong"}, " refuses user default: check "),
+    ],
+    ids=["away", "password"],
+)
+def test_a_history_that_cannot_be_reached_holds_up_no_table(fresh: Stack, change: dict[str, str], said: str) -> None:
+    fresh.query("DROP TABLE mexc_data.sol SYNC")
+    setup = fresh.run("ch_setup.py", **change)
+    assert setup.wait() == 0
+    assert "Creating append-only sol table (sol/data.bin equivalent)..." in setup.lines
+    assert said in setup.output
+    assert setup.lines[-1].startswith("WARNING: not ready: btc_history, eth_history, sol_history; collectors run ")
+    copying = fresh.run("ch_setup.py", "--history", **change)
+    assert copying.wait() in (1, 2)
+    assert said in copying.output
 
 
 def test_days_to_keep_are_changed_where_the_setting_changed(fresh: Stack) -> None:
@@ -176,6 +205,8 @@ def test_how_a_table_and_its_history_go_together(fresh: Stack) -> None:
     assert found("token") == [("history", 0, 1002), ("table", 101, 103), ("history", 2000, 2000), ("table", 103, None)]
     record(*place, "token", Beginning(0, 200, 2000, 3000))
     assert beginnings(*place, "token") == [Beginning(0, 200, 2000, 3000)]
+    record(*place, "token", Beginning(200, 200, 2000, 3000))
+    assert beginnings(*place, "token") == [Beginning(200, 200, 2000, 3000)], "what a later one took back is not back"
 
 
 def test_a_comment_tells_the_token_and_the_rows_before() -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from config import Settings
+from pipeline.collect import journal
 from pipeline.store import compact as module
-from pipeline.store import turnover
-from pipeline.store.compact import CompactionError, Compactor, resume
-from pipeline.store.history import beginnings
+from pipeline.store import copying, turnover
+from pipeline.store.both import count_rows
+from pipeline.store.compact import BeingCompacted, CompactionError, Compactor, Progress, compact, resume
+from pipeline.store.copying import _Copy, copy
+from pipeline.store.dropping import drop
+from pipeline.store.history import Beginning, beginnings, connect_history, record
+from pipeline.store.history import drop as drop_history
+from pipeline.store.source import moment, open_history
 from pipeline.store.turnover import NotInHistory, tidy, turn_over
-from tests.both import Writer, numbered
+from tests.both import START, Writer, numbered
 from tests.stack import Stack, open_stack
 
 ABOUT = "SELECT name, toString(uuid), comment FROM system.tables WHERE database = 'mexc_data' AND name LIKE 'btc%'"
@@ -55,6 +64,21 @@ def test_what_the_history_has_is_gone_and_the_rest_stays(writer: Writer) -> None
     assert [each for each in writer.stack.query(ABOUT) if each[0] == "btc"] == [("btc", uuid, f"{token}+10")]
 
 
+def test_a_history_with_rows_that_its_table_has_lost_is_no_obstacle(writer: Writer) -> None:
+    """They stay, and the table is turned over, with nobody there to say so."""
+    ns = [n for (n,) in writer.stack.query("SELECT n FROM mexc_data.btc_history ORDER BY n")]
+    lost = f"SELECT {ns[3]}, ts, received, event, mt, id, '7|8|9' FROM mexc_data.btc_history WHERE n = {ns[3]}"
+    writer.stack.query(f"INSERT INTO mexc_data.btc_history (n, ts, received, event, mt, id, m) {lost}")
+    record(writer.client, "mexc_data", "btc", writer.token(), Beginning(0, 10, ns[0] - 1, ns[9] + 1))
+    *steps, last = (step.text for step in turn_over(writer.settings, "btc"))
+    assert any("found each of 10 rows there, with 1 row more" in text for text in steps)
+    assert last.startswith("Turned mexc_data.btc over: 10 rows are in mexc_data.btc_history only, 2 stay; ")
+    writer.store()
+    assert len(writer.rows()) == 13
+    list(turn_over(writer.settings, "btc"))
+    assert writer.stack.rows() == []
+
+
 def test_rows_go_on_and_the_collector_takes_nothing_for_a_reset(writer: Writer) -> None:
     for round_ in range(3):
         list(turn_over(writer.settings, "btc"))
@@ -69,6 +93,20 @@ def test_rows_go_on_and_the_collector_takes_nothing_for_a_reset(writer: Writer) 
     assert writer.said == []
     assert len(writer.stack.rows()) < 5
     assert not writer.log.has_parted
+
+
+def test_what_a_journal_forgot_before_its_table_was_turned_over_is_not_sent_again(writer: Writer) -> None:
+    writer.store()
+    writer.journal.sync()
+    writer.take(numbered(13, 15))
+    writer.copy("power failed")
+    writer.take(numbered(16, 20))
+    writer.store()
+    list(turn_over(writer.settings, "btc"))
+    writer.put_back("power failed")
+    writer.take(numbered(21, 21))
+    writer.store()
+    assert writer.read() == writer.rows() == numbered(1, 21)
 
 
 def steps_of_a_turn(writer: Writer, monkeypatch: pytest.MonkeyPatch, at: int, *, after: bool) -> bool:
@@ -100,8 +138,10 @@ def test_killed_at_each_statement(writer: Writer, monkeypatch: pytest.MonkeyPatc
         if not steps_of_a_turn(writer, monkeypatch, at, after=after):
             break
         kills += 1
+        assert counted(writer) == last
         list(resume(writer.settings, "btc"))
         assert writer.read() == numbered(1, last)
+        assert counted(writer) == last
         writer.take(numbered(last + 1, last + 2))
         last += 2
         writer.reopen()
@@ -114,6 +154,29 @@ def test_killed_at_each_statement(writer: Writer, monkeypatch: pytest.MonkeyPatc
     assert writer.said == []
 
 
+def counted(writer: Writer, where: str = "1") -> int:
+    with open_history(writer.settings) as history:
+        return count_rows(writer.client, "mexc_data", "btc", history, where).get("d", 0)
+
+
+def test_each_row_of_both_is_counted_once(writer: Writer) -> None:
+    late = f"ts > {moment(START + 8)}"
+    assert (counted(writer), counted(writer, late)) == (12, 4)
+    list(turn_over(writer.settings, "btc"))
+    assert (counted(writer), counted(writer, late)) == (12, 4)
+    writer.take(numbered(13, 15))
+    writer.store_in(writer.table, writer.live)
+    assert (counted(writer), counted(writer, late)) == (15, 7)
+    writer.store()
+    list(drop(replace(writer.settings, history=False), "btc", START + 13))
+    assert (counted(writer), counted(writer, late)) == (15, 7), "the history has what is gone from the table"
+    writer.take(numbered(16, 16))
+    writer.store_in(writer.table, writer.live)
+    assert counted(writer) == 16
+    drop_history(writer.client, "mexc_data", "btc")
+    assert counted(writer) == len(writer.stack.rows()) == 4
+
+
 @pytest.mark.parametrize("at", range(2, 9, 2))
 def test_the_collector_brings_it_back(writer: Writer, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     assert steps_of_a_turn(writer, monkeypatch, at, after=True)
@@ -123,13 +186,67 @@ def test_the_collector_brings_it_back(writer: Writer, monkeypatch: pytest.Monkey
     assert writer.read() == writer.rows() == numbered(1, 14)
 
 
-def test_a_failure_leaves_the_table_as_it_was(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(self: Any, sure: int) -> int:
+@pytest.mark.parametrize("step", ["_copy_after", "_complete_tail"])
+def test_a_failure_leaves_the_table_as_it_was(writer: Writer, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def fails(self: Any, *args: Any) -> int:
         raise CompactionError("as it happens")
 
     before = writer.stack.query(ABOUT)
-    monkeypatch.setattr(turnover._TurnOver, "_copy_tail", fails)
+    monkeypatch.setattr(turnover._TurnOver, step, fails)
     with pytest.raises(CompactionError, match="as it happens"):
+        list(turn_over(writer.settings, "btc"))
+    assert sorted(writer.stack.query(ABOUT)) == sorted(before)
+    assert writer.stack.rows() == numbered(1, 12)
+
+
+def before_it_is_set_aside(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Have something done after the newest rows were copied, and before the table is set aside."""
+    rename = Compactor._rename
+
+    def renamed(self: Compactor, old: str, new: str) -> None:
+        if old == self._full_name:
+            do()
+        rename(self, old, new)
+
+    monkeypatch.setattr(Compactor, "_rename", renamed)
+
+
+def test_rows_that_come_while_the_newest_are_copied_stay(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.take(numbered(13, 14))
+    before_it_is_set_aside(monkeypatch, lambda: writer.store_in(writer.table, writer.live))
+    (*_, last) = turn_over(writer.settings, "btc")
+    assert ": 10 rows are in mexc_data.btc_history only, 4 stay; " in last.text
+    assert writer.stack.rows() == numbered(11, 14)
+    assert writer.read() == numbered(1, 14)
+
+
+def test_rows_that_come_while_it_is_compared_do_not_count(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_come = [numbered(13, 14)]
+
+    def connected(*arguments: Any, **options: Any) -> Any:
+        client = connect_history(*arguments, **options)
+        execute = client.execute
+
+        def executed(sql: str, *arguments: Any, **options: Any) -> Any:
+            found = execute(sql, *arguments, **options)
+            if sql.startswith("SELECT count()") and "WHERE n >=" in sql and to_come:
+                writer.take(to_come.pop())
+                writer.store()
+            return found
+
+        client.execute = executed
+        return client
+
+    monkeypatch.setattr(turnover, "connect_history", connected)
+    (*_, last) = turn_over(writer.settings, "btc")
+    assert ": 10 rows are in mexc_data.btc_history only, 4 stay; " in last.text
+    assert writer.read() == writer.rows() == numbered(1, 14)
+
+
+def test_whoever_tidies_up_meanwhile_takes_no_row(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = writer.stack.query(ABOUT)
+    before_it_is_set_aside(monkeypatch, lambda: list(resume(writer.settings, "btc")))
+    with pytest.raises(CompactionError):
         list(turn_over(writer.settings, "btc"))
     assert sorted(writer.stack.query(ABOUT)) == sorted(before)
     assert writer.stack.rows() == numbered(1, 12)
@@ -155,6 +272,7 @@ def test_what_was_never_copied_is_compacted(writer: Writer, monkeypatch: pytest.
     monkeypatch.setattr(turnover, "_FEW", 3)
     writer.stack.query("TRUNCATE TABLE mexc_data.btc_history")
     writer.stack.query("TRUNCATE TABLE mexc_data.history_begins")
+    writer.journal._delete_spare()
     writer.reopen()
     writer.store()
     writer.history.doubt()
@@ -188,3 +306,83 @@ def test_upkeep_turns_tables_over(writer: Writer) -> None:
     upkeep.wait_for("^Turned mexc_data.btc over: 10 rows")
     assert upkeep.stop() == 0
     assert writer.read() == numbered(1, 12)
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        lambda settings: turn_over(settings, "btc"),
+        lambda settings: drop(replace(settings, history=False), "btc", START + 3),
+        lambda settings: compact(settings, "btc"),
+    ],
+    ids=["turning over", "dropping", "compacting"],
+)
+def test_what_has_begun_when_another_turns_the_table_over_leaves_it(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Settings], Iterator[Progress]]
+) -> None:
+    wait, turns = Compactor._wait_for_readers, [lambda: list(turn_over(writer.settings, "btc"))]
+
+    def waited(self: Compactor) -> None:
+        wait(self)
+        if turns:
+            turns.pop()()
+
+    monkeypatch.setattr(Compactor, "_wait_for_readers", waited)
+    with pytest.raises(BeingCompacted):
+        list(begin(writer.settings))
+    list(resume(writer.settings, "btc"))
+    writer.take(numbered(13, 13))
+    writer.table.doubt()
+    writer.store()
+    assert writer.said == []
+    assert writer.read() == writer.rows() == numbered(1, 13)
+
+
+def test_what_is_copied_while_the_table_is_turned_over_is_put_off(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer.store()
+    writer.stack.query("TRUNCATE TABLE mexc_data.history_begins")
+    writer.reopen()
+    writer.store()
+    writer.take(numbered(13, 13))
+    writer.store()
+    writer.take(numbered(14, 15))
+    writer.store_in(writer.table, writer.live)
+    ask_both, turns = _Copy._ask_both, [lambda: list(turn_over(writer.settings, "btc"))]
+
+    def asked(self: _Copy, columns: str, clauses: str = "") -> tuple[list[Any], list[Any]]:
+        if turns:
+            turns.pop()()
+        return ask_both(self, columns, clauses)
+
+    monkeypatch.setattr(_Copy, "_ask_both", asked)
+    with suppress(CompactionError):
+        list(copy(writer.settings, "btc"))
+    list(copy(writer.settings, "btc"))
+    writer.store()
+    assert writer.rows() == numbered(1, 15)
+
+
+def test_a_history_made_anew_and_noticed_late_is_copied_in_order(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("RETAINED_ROWS", "_TRIM_EVERY"):
+        monkeypatch.setattr(journal, name, 1)
+    monkeypatch.setattr(copying, "_CHUNK", 2)
+    writer.store()
+    writer.reopen()
+    for n in (13, 14):
+        writer.take(numbered(n, n))
+        writer.store()
+    drop_history(writer.client, "mexc_data", "btc")
+    writer.stack.setup()
+    for n in (15, 16):
+        writer.take(numbered(n, n))
+        writer.store()  # unnoticed
+    writer.reopen()
+    for n in (17, 18):
+        writer.take(numbered(n, n))
+        writer.store()
+    list(copy(writer.settings, "btc"))
+    assert writer.rows() == numbered(1, 18)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
 from config import load_settings
+from pipeline.store import upkeep as upkeep_module
 from pipeline.store.client import connect
 from pipeline.store.compact import count_small_blocks, tables_of
+from pipeline.store.upkeep import Upkeep
 from tests.stack import Stack
 
 
@@ -25,6 +31,22 @@ def test_a_table_of_many_blocks_is_compacted(running: Stack) -> None:
     assert upkeep.stop() == 0
     assert running.rows() == before
     assert "mexc_data.eth" not in upkeep.output
+
+
+def test_one_that_has_fewer_rows_than_before_is_counted_from_there(
+    running: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was turned over, or old rows were dropped."""
+    settings = replace(load_settings(running.env, dotenv=None), compact_blocks=20)
+    monkeypatch.setattr(upkeep_module, "_SHARE", 0)
+    upkeep = Upkeep(settings, "btc")
+    insert(running, 30)
+    upkeep.look()
+    running.query("TRUNCATE TABLE mexc_data.btc")  # stands for either
+    upkeep.look()
+    insert(running, 25)
+    upkeep.look()
+    assert small_blocks(running) == 1
 
 
 def test_one_of_few_blocks_stays(running: Stack) -> None:

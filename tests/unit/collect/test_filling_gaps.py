@@ -127,7 +127,7 @@ def test_deals_that_the_feed_brings_late_are_not_taken_for_missed(feed: Feed) ->
     feed.deal(9_000, 4)
     feed.filled(1)
     assert feed.stored() == [1, 3, 4, 2]
-    assert feed.said[-1] == "BTC_USDT: 1 missed deals filled in; none is missing"
+    assert feed.said[-1] == "BTC_USDT: 1 missed deal filled in; none is missing"
 
 
 def test_a_deal_pushed_long_after_it_was_made_and_filled_in_is_there_once(feed: Feed) -> None:

@@ -211,5 +211,5 @@ def test_a_history_that_takes_no_rows_is_told_from_a_table_that_takes_none(tmp_p
     heart.beat(journal_full=False)
     works, line = check(status_path(settings, "btc"), replace(settings, stale_timeout=0.005), time.time())
     assert not works
-    assert line == "the history has taken no rows for 0 s; 1 rows wait, safe in the journal"
+    assert line == "the history has taken no rows for 0 s; 1 row waits, safe in the journal"
     journal.close()

@@ -36,7 +36,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 @pytest.fixture
 def once(journal: Journal) -> Once:
-    return Once(journal)
+    return Once(journal, connections=2)
 
 
 def stored(journal: Journal) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.messages import DEPTH
 from pipeline.read import books as module
-from pipeline.read.books import changes
+from pipeline.read.books import changes, last_prices
 from pipeline.read.decode import decode
 
 Side = dict[float, float]
@@ -38,11 +38,14 @@ def table(books: Sequence[Book]) -> pa.Table:
     return batch.table
 
 
-def replay(tables: Sequence[pa.Table]) -> list[tuple[Side, Side]]:
-    """Return the books that somebody has who makes the changes, and heeds neither snapshots nor gaps."""
-    book: tuple[Side, Side] = {}, {}
+def replay(tables: Sequence[pa.Table], after: pa.Table | None = None) -> list[tuple[Side, Side]]:
+    """Return the books that somebody has who makes the changes, and heeds neither snapshots nor gaps.
+
+    `after` has the one that was there before.
+    """
+    (book,) = replay([after]) if after else [({}, {})]
     seen = []
-    for part, changed in changes(tables):
+    for part, changed in changes(tables, last_prices(after) if after else ()):
         each = list(zip(*(column.tolist() for column in changed), strict=True))
         for place in range(len(part)):
             for _, _, is_bid, price, size in (change for change in each if change[0] == place):
@@ -60,6 +63,15 @@ def test_each_book_is_had_by_its_changes(books: list[Book], at_once: int) -> Non
     whole = table(books)
     parts = [whole.slice(start, at_once) for start in range(0, len(whole), at_once)]
     assert replay(parts) == [(bids, asks) for _, bids, asks in books]
+
+
+@settings(deadline=None)
+@given(BOOKS.filter(bool), st.data())
+def test_books_go_on_from_another_table(books: list[Book], data: st.DataObject) -> None:
+    whole = table(books)
+    place = data.draw(st.integers(0, len(books) - 1))
+    before, parts = whole.slice(place, 1), [whole.slice(place + 1)]
+    assert replay(parts, before) == [(bids, asks) for _, bids, asks in books[place + 1 :]]
 
 
 def test_many_books_are_compared_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
