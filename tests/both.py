@@ -91,7 +91,7 @@ class Writer(JournalKeeper):
         self.live = self.journal.position("btc")
         self.position = self.journal.position("btc_history", HISTORY, beside=self.live)
         self.stripelog = StripeLog(self.settings, "btc", self.said.append)
-        self.log = HistoryLog(self.settings, "btc", self.position, self.live, self.said.append)
+        self.log = HistoryLog(self.settings, "btc", self.position, self.live, self.stripelog, self.said.append)
         self.table = Table(self.live, self.stripelog, self.said.append, 10_000)
         self.history = Table(self.position, self.log, self.said.append, 10_000)
 

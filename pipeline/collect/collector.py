@@ -106,10 +106,16 @@ class _History:
     """The second table that the journal of a symbol feeds."""
 
     def __init__(
-        self, settings: Settings, name: str, journal: Journal, live: Position, say: Callable[[str], None]
+        self,
+        settings: Settings,
+        name: str,
+        journal: Journal,
+        live: Position,
+        table: StripeLog,
+        say: Callable[[str], None],
     ) -> None:
         self.position = journal.position(history_of(name), HISTORY, beside=live)
-        self.log = HistoryLog(settings, name, self.position, live, say)
+        self.log = HistoryLog(settings, name, self.position, live, table, say)
         self.table = Table(self.position, self.log, say, settings.max_batch_rows)
         self.is_in_trouble = False
         """Whether it could not take rows when that was last tried."""
@@ -152,7 +158,11 @@ class _Collector:
         self._stripelog = StripeLog(settings, self._table_name, say)
         self._table = Table(self._position, self._stripelog, say, settings.max_batch_rows)
         self._lease = Lease(settings, self._table_name, journal.path, say)
-        self._history = _History(settings, self._table_name, journal, self._position, say) if settings.history else None
+        self._history = (
+            _History(settings, self._table_name, journal, self._position, self._stripelog, say)
+            if settings.history
+            else None
+        )
         self._heartbeat = Heartbeat(
             settings, self._table_name, self._position, self._history.position if self._history else None
         )

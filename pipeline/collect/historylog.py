@@ -11,8 +11,8 @@ the table has got rows, or lost some, that never came by here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import takewhile
+from collections.abc import Callable, Iterator
+from itertools import takewhile, zip_longest
 from typing import Any, Protocol
 
 from config import Settings
@@ -25,6 +25,7 @@ from pipeline.store.history import (
     beginnings,
     history_of,
     kept_days,
+    look_at_seam,
     partition_of,
     record,
     server_of,
@@ -83,6 +84,15 @@ class Position(Protocol):
     def adopt_here(self, token: str, number: int) -> None: ...
 
 
+class Readable(Protocol):
+    """The StripeLog table: see pipeline.collect.table.Target."""
+
+    @property
+    def before(self) -> int: ...
+
+    def rows(self, after: int) -> Iterator[Any]: ...
+
+
 class HistoryLog:
     """The history of the table `name`; for use by one thread."""
 
@@ -90,15 +100,21 @@ class HistoryLog:
     before = 0
 
     def __init__(
-        self, settings: Settings, name: str, position: Position, live: Position, say: Callable[[str], None]
+        self,
+        settings: Settings,
+        name: str,
+        position: Position,
+        live: Position,
+        table: Readable,
+        say: Callable[[str], None],
     ) -> None:
-        """`position` is the history's, `live` that of the StripeLog table; `say` takes lines for the user."""
+        """`position` is the history's, `live` that of the StripeLog `table`; `say` takes lines for the user."""
         self._settings = settings
         self._place = settings.clickhouse_database, name
         self._token = ""  # of the history that was asked last
         self._table = f"{settings.clickhouse_database}.{name}"
         self.name = f"{settings.clickhouse_database}.{history_of(name)}"
-        self._position, self._live = position, live
+        self._position, self._live, self._stripelog = position, live, table
         self._say = say
         self.inserts = Inserts(server_of(settings), self.name)
         self._together: tuple[str | None, int] | None = (
@@ -231,18 +247,22 @@ class HistoryLog:
         offset = live.rows - live.number
         if not live.is_known or self._together == (live.token, offset) or here.number < max(live.base, -offset):
             return  # or it is looked at again, once the history has come to where they may have parted
-        known = beginnings(self.inserts.client, *self._place, live.token or "", self._token)
-        if known and known[-1].n > here.next_seq:
+        token, client = live.token or "", self.inserts.client
+        noted = beginnings(client, *self._place, token, self._token)
+        if noted and noted[-1].n > here.next_seq:
             return  # likewise: it has lost rows, which come again
-        known = self._still_true(known, live)
+        known = self._still_true(noted, live)
         is_whole = False
         if known:
             query = f"SELECT count() FROM {self.name} WHERE n >= {known[-1].n} AND n < {here.next_seq}"
-            ((fed,),) = self.inserts.client.execute(query)
-            is_whole = known[-1].rows + fed == offset + here.number
+            ((fed,),) = client.execute(query)
+            rows, n = offset + here.number, here.next_seq
+            is_whole = known[-1].rows + fed == rows
+            if is_whole and known[-1] != noted[-1]:
+                record(client, *self._place, token, Beginning(rows, rows, n - 1, n), self._token)
         if not is_whole:
             rows, first, _ = self._note_beginning(was_made_anew=False)
-            if known:
+            if known and rows > first:
                 self._say(
                     f"{self._table} and {self.name} do not have the same rows among the {many(rows - first, 'row')}"
                     f" until now: ch_setup.py --history sees to that"
@@ -252,20 +272,35 @@ class HistoryLog:
     def _still_true(self, known: list[Beginning], live: Standing) -> list[Beginning]:
         """Return those of the beginnings that are still true.
 
-        None is before which the history was seen to have lost rows; nor one where the table's row before it came after
-        it, or the next one came before it: the table has lost rows that the journal forgot, too, and others stand in
-        their place by now. Of rows that are older than this journal, their numbers tell nothing.
+        None is before which the history was seen to have lost rows; nor one where the table has lost rows that the
+        journal forgot, too, so that others stand in their place by now. As far back as all its rows are this journal's,
+        that is told by their numbers; before that, by the rows themselves, for which the table is read.
         """
         kept_to = self._kept_to
         if kept_to is not None:
             known = [each for each in known if self._position.count(kept_to + 1, each.n - 1) <= 0]
-        last = [each.rows - live.rows + live.number for each in known]  # the number of the row before each of them
-        seq_of, count = self._position.seq_of, self._position.count
+        offset = live.rows - live.number
         return [
             each
-            for each, at in zip(known, last, strict=True)
-            if at <= 0 or (seq_of(at) < each.n and count(seq_of(at) + 1, each.n - 1) <= 0)
+            for each, beyond in zip_longest(known, known[1:])
+            if (
+                self._is_after(each.rows - offset, each.n)
+                if each.rows >= live.base + offset
+                else self._goes_on_alike(each, beyond)
+            )
         ]
+
+    def _is_after(self, number: int, n: int) -> bool:
+        """Whether the rows after that number begin with `n`, as far as the journal knows."""
+        seq = self._position.seq_of(number)
+        return number <= 0 or (seq < n and self._position.count(seq + 1, n - 1) <= 0)
+
+    def _goes_on_alike(self, begins: Beginning, beyond: Beginning | None) -> bool:
+        """Whether the rows after a beginning are the same in both, where there are some."""
+        if begins.rows < self._stripelog.before:  # each was found in the history before it went
+            return True
+        seam = look_at_seam(self.inserts.client, *self._place, self._stripelog.rows, begins, beyond)
+        return seam.is_closed or not seam.is_seen
 
     def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int, int]:
         """Note from where on the two go on together.
@@ -282,12 +317,12 @@ class HistoryLog:
         if rows < 0:  # the table was made after the rows that come next
             n = self._position.pending(1, after=number - here.number - rows)[0][0]
             rows = 0
-        known = self._still_true(beginnings(client, *self._place, token, self._token), live)
-        known = [each for each in known if each.rows <= rows and each.n < n]
+        noted = beginnings(client, *self._place, token, self._token)
+        known = [each for each in self._still_true(noted, live) if each.rows <= rows and each.n < n]
         if known:
             first, after = known[-1].rows, known[-1].n - 1
         else:
-            first, after = 0, n - rows - 1
+            first, after = 0, min([n - rows - 1, *(each.after for each in noted)])  # above those, some were copied
             # Of those, the history may have some.
             if before := self._position.seq_of(number - rows):
                 after = min(after, before)

@@ -52,8 +52,10 @@ class Target(Protocol):
     """
 
     name: str
-    before: int
-    """How many of its rows it has no more, all of them this journal's: those before it was turned over or dropped."""
+
+    @property
+    def before(self) -> int:
+        """How many rows it had before it was turned over, or old ones dropped: they count, and are this journal's."""
 
     def state(self) -> tuple[int, str]:
         """Return the number of rows and the creation token, when nothing of ours is under way any more."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from contextlib import contextmanager
+from itertools import groupby, islice, zip_longest
 from typing import Any
 
 from clickhouse_driver import Client
@@ -31,6 +32,7 @@ from pipeline.store.history import (
     history_of,
     is_there,
     kept_days,
+    look_at_seam,
     partition_of,
     record,
     token_of,
@@ -60,10 +62,7 @@ def copy(settings: Settings, name: str, *, keep_others: bool = False) -> Iterato
     Raises HistoryDiffers for that, other CompactionErrors, and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     database = settings.clickhouse_database
-    with (
-        connect(settings, timeout=_LONG, query_settings=_ONE_BY_ONE) as client,
-        connect_history(settings, timeout=_LONG, query_settings=ALL_ROWS | {"async_insert": 0}) as there,
-    ):
+    with _connected(settings) as (client, there):
         if not is_there(there, database, name):
             raise CompactionError(f"Table {database}.{history_of(name)} does not exist: run ch_setup.py with HISTORY=1")
         if wrong := what_is_wrong(there, database, name):
@@ -83,11 +82,32 @@ def copy(settings: Settings, name: str, *, keep_others: bool = False) -> Iterato
                 )
             yield Progress(f"{place} has not begun, and {database}.{name} has no row that it lacks", done=1)
             return
-        gaps = [each for each in found if not each.is_whole]
-        for gap in gaps:
-            yield from _Copy(settings, name, client, there, comment, gap).run(keep_others=keep_others)
-        if not gaps:
+        for gap, beyond in zip_longest(found, found[1:]):
+            if not gap.is_whole:
+                yield from _Copy(settings, name, client, there, comment, gap, beyond).run(keep_others=keep_others)
+        if all(each.is_whole for each in found):
             yield Progress(f"{database}.{history_of(name)} lacks nothing of {database}.{name}", done=1)
+
+
+def look_for(settings: Settings, name: str, rows: Beginning) -> Iterator[Progress]:
+    """See that the history of the table `name` has each of its rows after number `rows.first`, up to `rows.rows`.
+
+    That is between `rows.after` and `rows.n`; others may be among them. What is missing is copied. Yields and raises as
+    `copy` does, also where no row after them tells whether the table has lost some of them since that was noted.
+    """
+    database = settings.clickhouse_database
+    with _connected(settings) as (client, there):
+        comment = _comment(client, database, name) or ""
+        yield from _Copy(settings, name, client, there, comment, rows, None).run(keep_others=True, by_what_follows=True)
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[tuple[Client, Client]]:
+    with (
+        connect(settings, timeout=_LONG, query_settings=_ONE_BY_ONE) as client,
+        connect_history(settings, timeout=_LONG, query_settings=ALL_ROWS | {"async_insert": 0}) as there,
+    ):
+        yield client, there
 
 
 def _comment(client: Client, database: str, name: str) -> str | None:
@@ -99,9 +119,16 @@ class _Copy:
     """The copying into one gap."""
 
     def __init__(
-        self, settings: Settings, name: str, client: Client, there: Client, comment: str, gap: Beginning
+        self,
+        settings: Settings,
+        name: str,
+        client: Client,
+        there: Client,
+        comment: str,
+        gap: Beginning,
+        beyond: Beginning | None,
     ) -> None:
-        """`comment` is the table's, by which its rows are counted."""
+        """`comment` is the table's, by which its rows are counted; `beyond` is the next beginning, if there is one."""
         self._settings, self._client, self._there = settings, client, there
         self._comment = comment
         token, before = parse_comment(comment)
@@ -109,18 +136,19 @@ class _Copy:
         self._own_token = token_of(there, *self._place)
         self._name = f"{settings.clickhouse_database}.{name}"
         self._history = f"{settings.clickhouse_database}.{history_of(name)}"
-        self._token, self._before, self._gap = token, before, gap
+        self._token, self._before, self._gap, self._beyond = token, before, gap, beyond
         self._offset = max(gap.first, before) - before
         self._count = max(0, gap.rows - before - self._offset)
         days = kept_days(there, *self._place)
         self._oldest_ms = int((time.time() - days * 86_400) * 1000) if days else 0
         self._in_gap = f"n > {gap.after} AND n < {gap.n}"
 
-    def run(self, *, keep_others: bool) -> Iterator[Progress]:
+    def run(self, *, keep_others: bool, by_what_follows: bool = False) -> Iterator[Progress]:
         started = time.monotonic()
         yield Progress(f"Copying {many(self._count, 'row')} of {self._name} into {self._history}", done=0)
         if read_table(self._client, *self._place, self._total) != self._count:
             raise CompactionError(f"{self._name} has not got all these rows yet: try again when its collector has run")
+        self._refuse_if_outdated(needs_some=by_what_follows)
         copied = 0
         checked = f"checked {many(self._count, 'row')}"
         for reading in range(2):
@@ -153,6 +181,25 @@ class _Copy:
     def _total(self, source: str) -> int:
         ((count,),) = self._client.execute(f"SELECT count() FROM {self._of(source, 'ts')}")
         return int(count)
+
+    def _refuse_if_outdated(self, *, needs_some: bool) -> None:
+        """Raise CompactionError unless the rows after the gap are the same in both, as far as there are some.
+
+        Else what seems to be in the gap may be in the history already, or come there by itself.
+        """
+        if self._gap.rows < self._before:  # they are in the history only
+            return
+        seam = look_at_seam(self._there, *self._place, self._rows_after, self._gap, self._beyond)
+        self._refuse_if_rewritten()
+        if needs_some > seam.is_seen or not seam.is_closed:
+            raise CompactionError(
+                f"{self._name} and {self._history} do not go on alike yet: try again when its collector has run"
+            )
+
+    def _rows_after(self, number: int) -> list[Row]:
+        columns = f"toUnixTimestamp64Milli(ts), toString(mt), m FROM {{}} LIMIT {_CHUNK} OFFSET {number - self._before}"
+        query = f"SELECT {columns}"
+        return read_table(self._client, *self._place, lambda table: self._client.execute(query.format(table))) or []
 
     def _of(self, source: str, columns: str) -> str:
         return f"(SELECT {columns} FROM {source} LIMIT {self._count} OFFSET {self._offset})"
@@ -221,8 +268,6 @@ class _Copy:
         rows = iter(self._client.execute_iter(query))
         used: deque[int] = deque(maxlen=_REMEMBERED)
         last: int | None = None  # the n of the row before
-        # Below all that are there, unless those are rows that the table had before it was turned over.
-        begin = self._gap.n - self._count if self._before > self._gap.first else self._gap.after + 1
         at = 0
         while chunk := [(ts, mt, m) for ts, mt, m in islice(rows, _CHUNK)]:
             if not at:
@@ -239,7 +284,7 @@ class _Copy:
                     left -= 1
                     continue
                 if last is None:
-                    last = begin
+                    last = self._n_before(chunk, there)
                 elif last + 1 not in taken and last + 1 < self._gap.n:
                     last += 1
                 missing.append((last, row))
@@ -248,6 +293,18 @@ class _Copy:
                 self._insert(list(month))
             at += len(chunk)
             yield len(missing), at
+
+    def _n_before(self, rows: list[Row], there: dict[Row, deque[int]]) -> int:
+        """Return the n for the table's first `rows`, of which the history has none of those before any in `there`.
+
+        Below all that are there, unless those are rows that the table had before it was turned over.
+        """
+        lowest = self._gap.after + 1
+        if self._before <= self._gap.first:
+            return lowest
+        following = ((there[row][0], at) for at, row in enumerate(rows) if there.get(row))
+        n, at = next(following, (self._gap.n, self._count))
+        return max(lowest, n - at)
 
     def _there_of(self, chunk: Iterable[Row], used: Counter[int]) -> dict[Row, deque[int]]:
         """Return the n of the history's rows at the times of the chunk's, by what is in them."""

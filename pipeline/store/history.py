@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 from clickhouse_driver import Client
@@ -45,6 +47,8 @@ COLUMNS = {
 
 BEGINS = "history_begins"
 """The table of beginnings."""
+
+_SEAM = 20  # rows by which a table and its history are seen to go on alike
 
 _WIDE = "min_bytes_for_wide_part = 0, min_rows_for_wide_part = 0"  # a compact part has a file called data.bin
 
@@ -323,6 +327,53 @@ def first_number(client: Client, database: str, name: str, token: str, before: i
         f"SELECT n FROM {database}.{history_of(name)} WHERE n >= {first} ORDER BY n LIMIT 1 OFFSET {skipped}"
     )
     return int(rest[0][0]) if rest else None
+
+
+class Seam(NamedTuple):
+    """The first rows after a beginning, `(ts_ms, mt, m)`: of the table and of the history."""
+
+    ours: list[Any]
+    theirs: list[Any]
+
+    @property
+    def is_seen(self) -> bool:
+        """Whether there are some of both."""
+        return bool(self.ours and self.theirs)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether they are the same, as far as they go; somebody else's may be among those of the history."""
+        left = iter(self.theirs)
+        return self.ours[:1] == self.theirs[:1] and all(row in left for row in self.ours[: len(self.theirs)])
+
+
+def look_at_seam(
+    client: Client,
+    database: str,
+    name: str,
+    rows_after: Callable[[int], Iterable[Any]],
+    begins: Beginning,
+    beyond: Beginning | None,
+) -> Seam:
+    """Return what comes after a beginning of the history of the table `name`, up to the next one, `beyond`.
+
+    It is not the same where the table has lost rows, others stand in their place, and its collector has not noted that
+    yet. `client` is of the history's server; `rows_after` gives the table's rows after so many.
+    """
+    count = min(_SEAM, beyond.first - begins.rows) if beyond else _SEAM
+    if count <= 0:
+        return Seam([], [])
+    ours = [tuple(row) for row in islice(rows_after(begins.rows), count)]
+    days = kept_days(client, database, name)
+    if days and ours and ours[0][0] / 1e3 < time.time() - days * 86_400:  # the history may have dropped it
+        return Seam([], [])
+    return Seam(
+        ours,
+        client.execute(
+            "SELECT toUnixTimestamp64Milli(ts), toString(mt), m"
+            f" FROM {database}.{history_of(name)} WHERE n >= {begins.n} ORDER BY n LIMIT {2 * _SEAM}"
+        ),
+    )
 
 
 def record(client: Client, database: str, name: str, token: str, begins: Beginning, history: str = "") -> None:

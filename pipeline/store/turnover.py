@@ -19,7 +19,7 @@ is amiss then, it is brought back as it was.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -29,11 +29,12 @@ from config import Settings
 from pipeline.human import many
 from pipeline.store.client import ALL_ROWS
 from pipeline.store.compact import CompactionError, Compactor, NotEmptied, Progress, compact, resume
-from pipeline.store.copying import HASH, HistoryDiffers, copy
+from pipeline.store.copying import HASH, HistoryDiffers, copy, look_for
 from pipeline.store.history import (
     Beginning,
     beginnings,
     connect_history,
+    first_number,
     history_of,
     is_there,
     record,
@@ -107,7 +108,7 @@ class _TurnOver(Compactor):
                 ) from None
         rows, _, _ = self._look(self._full_name)
         yield Progress(f"Comparing {self._full_name}, {many(rows, 'row')}, with its history", done=0)
-        sure, last = self._in_history(there, history, token, before, rows)
+        sure, last = yield from self._in_history(settings, there, token, before, rows)
         record(there, *place, token, Beginning(before + sure, before + sure, last, last + 1), own)
         self._wait_for_readers()
         try:
@@ -157,20 +158,27 @@ class _TurnOver(Compactor):
             raise CompactionError(f"The newest rows of {self._full_name} cannot be copied")
         return kept
 
-    def _in_history(self, there: Any, history: str, token: str, before: int, rows: int) -> tuple[int, int]:
+    def _in_history(
+        self, settings: Settings, there: Any, token: str, before: int, rows: int
+    ) -> Generator[Progress, None, tuple[int, int]]:
         """Return how many of the table's `rows` rows, from the first on, the history has, and the n of the last one.
 
         Raises CompactionError where it has not got enough of them yet, and NotInHistory where it has others.
         """
+        history = f"{self._database}.{history_of(self._name)}"
         found = beginnings(there, self._database, self._name, token)
         if not found:
             raise NotInHistory(f"The history of {self._full_name} has not begun")
-        same = self._compare(there, history, *start_of(found, before), 0, rows)
+        first, skipped = start_of(found, before)
+        same = self._compare(there, history, first, skipped, 0, rows)
         if same is None:
-            # The history may have more: rows that the table has lost. Up to here, each row was found there by `copy`.
-            copied = [each for each in found if each.is_whole and before < each.rows <= before + rows]
-            if copied:
-                same = self._compare(there, history, copied[-1].n, 0, copied[-1].rows - before, rows)
+            # The history may have more: rows that the table has lost. Up to the last note, each row is looked for.
+            known = [each for each in found if each.is_whole and before < each.rows <= before + rows]
+            if known:
+                first = first_number(there, self._database, self._name, token, before) or first
+                since = known[-1]._replace(first=before, after=first - 1)
+                yield from look_for(settings, self._name, since)
+                same = self._compare(there, history, since.n, 0, since.rows - before, rows)
         if same is None:
             raise NotInHistory(f"{history} does not have the same rows as {self._full_name}")
         return same

@@ -199,6 +199,9 @@ class Archive:
         if not before:  # it goes by another name just now
             return None
         begun = self._beginnings(before)
+        if any(each.first < parse_comment(before)[1] for each in begun if not each.is_whole):
+            self._copy()  # which a reader is told to do: there may be rows in the gap that the table had before
+            return None
         parts = (
             pieces(self._stack.client, "mexc_data", self.name, before)
             if begun
@@ -245,9 +248,12 @@ class Archive:
             return False
         if all(each.is_whole for each in begun):
             return self._is_joined(comment)
+        self._copy()
+        return False
+
+    def _copy(self) -> None:
         self._stack.run("ch_setup.py", "--history", "--yes")
         self.forget()  # it may have rows that the table forgot, and keeps them
-        return False
 
     def _is_joined(self, comment: str) -> bool:
         """Whether the history's newest row is the one before those that are in the table alone.

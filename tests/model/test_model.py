@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from tests.model.both import FED, FORGOTTEN, RESET, WorldWithHistory
+from tests.model.both import FED, FORGOTTEN, OUTDATED, RESET, WorldWithHistory
 from tests.model.explore import MEMORY, explore
 from tests.model.world import World
 
@@ -71,7 +71,7 @@ def test_all_runs_of_a_few_steps() -> None:
     assert covered.states > 100
 
 
-@pytest.mark.parametrize("begin", [(), FED, FORGOTTEN, RESET])
+@pytest.mark.parametrize("begin", [(), FED, FORGOTTEN, RESET, OUTDATED])
 def test_all_runs_of_two_steps_with_a_history(begin: tuple[str, ...]) -> None:
     with TemporaryDirectory(dir=MEMORY) as directory:
         covered = explore(2, Path(directory), WorldWithHistory, begin)

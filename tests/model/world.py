@@ -30,7 +30,6 @@ class MemoryTable:
     """A table that does as it is told: `fate` is what becomes of the next INSERT."""
 
     name = "mexc_data.btc"
-    before = 0
 
     def __init__(self) -> None:
         self.content: list[int] = []
@@ -38,6 +37,10 @@ class MemoryTable:
         self.token = 0
         self.is_reachable = True
         self.fate = "stored"
+
+    @property
+    def before(self) -> int:
+        return len(self.gone)
 
     def at_once(self, rows: list[Any]) -> list[Any]:
         return rows

@@ -78,6 +78,12 @@ def sent_by_connection(exchange: Exchange, symbol: str) -> list[list[StoredRow]]
     return [*found.values()]
 
 
+def wait_until_all_are_sent_rows(exchange: Exchange, connections: int) -> None:
+    """Wait until the exchange has sent rows of each symbol on so many connections."""
+    for symbol in SYMBOLS.values():
+        eventually(lambda symbol=symbol: len(sent_by_connection(exchange, symbol)) == connections, symbol)  # type: ignore[misc]
+
+
 def grows(stack: Stack, table: str) -> None:
     before = stack.count(table)
     eventually(lambda: stack.count(table) > before, f"another row in {table}")
@@ -200,12 +206,13 @@ def test_when_the_parent_is_killed_the_others_end_and_the_next_start_loses_nothi
     exchange = stack.exchange("--rate", 50, "--fault", "rest-down")
     process = fleet()
     wait_until_all_collect(process)
+    wait_until_all_are_sent_rows(exchange, 1)
     pids = children(process)
     assert len(pids) == 4
     process.stop(signal.SIGKILL)
     eventually(lambda: not any(map(is_alive, pids)), "all have ended")
     again = fleet()  # at once: their locks are free
-    wait_until_all_collect(again)
+    wait_until_all_are_sent_rows(exchange, 2)
     for name in SYMBOLS:
         grows(stack, name)
     before = {name: sent_by_connection(exchange, symbol)[1] for name, symbol in SYMBOLS.items()}
