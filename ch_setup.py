@@ -37,7 +37,7 @@ from pipeline.store import history
 from pipeline.store.client import CLICKHOUSE_ERRORS, connect, explain, is_misconfigured
 from pipeline.store.compact import BeingCompacted, CompactionError, Progress, compact, resume, tables_of
 from pipeline.store.copying import copy
-from pipeline.store.dropping import drop, left_alone, survey
+from pipeline.store.dropping import drop, refuse_beside_a_history, survey
 from pipeline.store.schema import (
     ENGINE,
     create_claims,
@@ -214,9 +214,8 @@ def drop_before(settings: Settings, moment: datetime, only: Sequence[str], *, al
     exit_code, old = 0, {}
     for name in names:
         try:
+            refuse_beside_a_history(settings, name)
             old[name] = survey(settings, name, before_ms)
-            if line := left_alone(settings, name):
-                print(line)
         except CompactionError as error:
             print(error, file=sys.stderr)
             exit_code = 1

@@ -21,6 +21,8 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from clickhouse_driver.errors import ServerException
+
 from config import (
     ALL_CONFIGS,
     ConfigError,
@@ -34,8 +36,8 @@ from pipeline.human import human_size, many, show_warnings_plainly
 from pipeline.read import tardis
 from pipeline.read.export import COMPRESSIONS, FORMATS, TYPES, ExportError, Job, Result, export
 from pipeline.read.freqtrade import export_for_freqtrade
-from pipeline.read.places import Bucket
-from pipeline.store.client import CLICKHOUSE_ERRORS, explain
+from pipeline.read.places import Bucket, without_keys
+from pipeline.store.client import CLICKHOUSE_ERRORS, explain, is_misconfigured
 from pipeline.times import parse_time, with_times_joined
 
 LAYOUTS = ("ohlcv", "freqtrade")
@@ -99,31 +101,38 @@ def main() -> int:
     try:
         out = _place(options.out)
     except ValueError as error:
-        parser.error(f"--out {error}")
+        parser.error(f"--out {without_keys(str(error))}")
     except OSError as error:
-        print(f"{options.out} cannot be used: {error}", file=sys.stderr)
+        print(f"{without_keys(options.out)} cannot be used: {error}", file=sys.stderr)
         return 1
     try:
         settings = load_settings()
         configs = chosen(options.symbols, all_symbols(settings))
+        troubles: list[str] = []  # a line for each symbol that was not exported
         for config in configs:
             check_identifier("table_name", config["table_name"])
-            if options.layout == "freqtrade" and isinstance(out, Path):
-                export_for_freqtrade(settings, config, job, out, result, start=options.start, end=options.end)
-            else:
-                export(settings, config, job, out, result, start=options.start, end=options.end)
+            try:
+                if options.layout == "freqtrade" and isinstance(out, Path):
+                    export_for_freqtrade(settings, config, job, out, result, start=options.start, end=options.end)
+                else:
+                    export(settings, config, job, out, result, start=options.start, end=options.end)
+            except (ExportError, ServerException) as error:  # which is of this symbol, as far as can be known
+                if is_misconfigured(error):
+                    raise
+                line = explain(error, settings) if isinstance(error, ServerException) else str(error)
+                if line not in troubles:
+                    print(line, file=sys.stderr)
+                troubles.append(line)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    except ExportError as error:
-        print(error, file=sys.stderr)
-        return 1
     except CLICKHOUSE_ERRORS as error:
         assert settings is not None
         print(explain(error, settings), file=sys.stderr)
         return 1
-    print(summary(result, out))
-    return 1 if result.kept else 0
+    if len(troubles) < len(configs):
+        print(summary(result, out))
+    return 1 if result.kept or troubles else 0
 
 
 def _misfit(options: argparse.Namespace) -> str:
@@ -173,8 +182,11 @@ def _job(options: argparse.Namespace) -> Job:
 
 def _place(text: str) -> Path | Bucket:
     """Return where to export to. Raises ValueError for an address that cannot be used, and OSError."""
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
+    address = urlsplit(text)
+    if address.scheme == "file" and "://" in text:
+        if address.netloc not in ("", "localhost"):
+            raise ValueError(f"{text} is a file of another machine: give such as file:///srv/archive")
+        return Path(unquote(address.path))
     return Bucket(text) if "://" in text else Path(text)
 
 

@@ -263,10 +263,15 @@ class Reports:
     def _report_storage(self) -> int:
         storage = self._storage
         by_type = {tiers.table: tiers.by_type for tiers in self._tiers}
+        beyond = {tiers.table: tiers.beyond for tiers in self._tiers}
         self._answer |= {"records": self._records, **asdict(storage)}
         if any(table.exists for table in storage.tables):
-            as_text = storage_overview if self._in_short else report
-            self._say(as_text(storage, blocks_allowed(self._settings), by_type))
+            blocks = blocks_allowed(self._settings)
+            self._say(
+                storage_overview(storage, blocks, by_type)
+                if self._in_short
+                else report(storage, blocks, by_type, beyond)
+            )
         if self._history:
             self._answer["history"] = [asdict(tiers) for tiers in self._tiers]
             self._say((tiers_overview if self._in_short else tiers_report)(self._tiers))
@@ -298,6 +303,8 @@ class Reports:
             symbol.uncovered or symbol.minutes_without_deals for symbol in self._quality
         ):
             return 3
+        if self._options.fail_on_gaps and any(symbol.problem for symbol in self._quality):
+            return 1
         return 0 if any(symbol.rows for symbol in self._quality) else 1
 
     def _report_audit(self) -> int:
@@ -394,18 +401,20 @@ def tiers_report(tiers: Sequence[Tiers]) -> str:
     return "\n".join(["", "History, and what its table has beside it:", *lines])
 
 
-def report(storage: Storage, compact_blocks: int, both: Mapping[str, Mapping[str, int]]) -> str:
+def report(
+    storage: Storage, compact_blocks: int, both: Mapping[str, Mapping[str, int]], beyond: Mapping[str, int]
+) -> str:
     """Return the report as text.
 
     `compact_blocks` is the setting COMPACT_BLOCKS; `both` are the records by type of each table and its history, by
-    table, where there are histories.
+    table, where there are histories, and `beyond` how many of them only the history has.
     """
     by_type = records_by_type(storage.tables, both)
     records = {name: sum(counts.values()) for name, counts in by_type.items()}
     lines = ["💾 Symbol-specific storage status:", "", f"Total records appended: {sum(records.values())}"]
     for table in storage.tables:
-        beyond = records[table.name] - table.records
-        elsewhere = f", {beyond} of them only in {history_of(table.name)}" if beyond > 0 else ""
+        more = beyond.get(table.name, 0)
+        elsewhere = f", {more} of them only in {history_of(table.name)}" if more > 0 else ""
         lines.append(f"  {table.name}/data.bin: {records[table.name]} records{elsewhere}")
     lines += ["", "Records by symbol and message type:"]
     for name, counts in by_type.items():

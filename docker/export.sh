@@ -63,7 +63,7 @@ main() {
     if export_all; then
       rm -f "$FAILED"
     else
-      touch "$FAILED" || true
+      touch "$FAILED" || return 1 # nothing at all can be written: ended and started again, that is seen
     fi
     until_night
   done

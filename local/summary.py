@@ -72,7 +72,7 @@ def closing(settings: Settings, started: float) -> str:
         with open_history(settings) as history:
             for config in all_symbols(settings):
                 place = database, config["table_name"]
-                by_type = count_rows(client, *place, history, since)
+                by_type = count_rows(client, *place, history, since).by_type
                 total += (rows := sum(by_type.values()))
                 if not rows:
                     trouble.append(f"{config['symbol']} stored nothing")

@@ -19,7 +19,7 @@ from config import Settings
 from pipeline.collect.errors import TableUnusable
 from pipeline.collect.inserts import Inserts
 from pipeline.human import many
-from pipeline.store.client import ALL_ROWS
+from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS, explain
 from pipeline.store.history import (
     Beginning,
     beginnings,
@@ -299,8 +299,14 @@ class HistoryLog:
         """Whether the rows after a beginning are the same in both, where there are some."""
         if begins.rows < self._stripelog.before:  # each was found in the history before it went
             return True
-        seam = look_at_seam(self.inserts.client, *self._place, self._stripelog.rows, begins, beyond)
+        seam = look_at_seam(self.inserts.client, *self._place, self._rows_of_table, begins, beyond)
         return seam.is_closed or not seam.is_seen
+
+    def _rows_of_table(self, after: int) -> Iterator[Any]:
+        try:
+            yield from self._stripelog.rows(after)
+        except CLICKHOUSE_ERRORS as error:  # of another server, perhaps
+            raise TableUnusable(explain(error, self._settings)) from None
 
     def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int, int]:
         """Note from where on the two go on together.

@@ -82,6 +82,7 @@ _ROWS_AT_ONCE = 10_000_000  # of days that are being held, where nothing can be 
 _GZIP_LEVEL = 6  # 9, which is usual, takes far longer for little
 _NEW_FILE, _NEW_RECORD = ".tmp", ".json.tmp"  # ends of names
 _COINS = "coins"  # in a file's style
+_NO_CONTRACT = "no contract"  # likewise, where its column of coins is empty
 _EXAMPLES = 3  # of a day's rows that do not decode
 _LONG = 600.0  # seconds; ClickHouse may read millions of blocks until it says something
 _COMPACTION = 600.0  # seconds to wait for one to end
@@ -284,6 +285,7 @@ class _Exporter:
         self._written: set[int] = set()
         self._kept: set[int] = set()
         self._contract = known_contract(settings, config)
+        self._lacks_coins = self._contract is None and "coins" in job.schema.names
         size = self._contract.size if self._contract and job.coins else None
         if job.coins and size is None:
             raise ExportError(
@@ -375,7 +377,7 @@ class _Exporter:
     def _style(self, day: int) -> str:
         """Return what else a day's file depends on than its rows: see `Job.style`."""
         of_day = [self._span(day)] * self._job.is_flat + [f"after {after}" for after in [self._after(day)] if after]
-        return " ".join(map(str, [self._job.style, *of_day]))
+        return " ".join(map(str, [self._job.style, *of_day, *[_NO_CONTRACT] * self._lacks_coins]))
 
     def _look_what_is_there(self) -> None:
         """Find the days that are there. Raises ExportError where contracts and coins would be mixed."""
@@ -442,12 +444,10 @@ class _Exporter:
             _warn(f"{name} is kept: {why}")
             self._kept.add(day)
             return False
-        made_so = (record.exact, record.columns, record.style) == (
-            self._job.exact,
-            self._job.schema.names,
-            self._style(day),
-        )
-        return record.source_rows < rows or not made_so or not record.is_filled
+        style = self._style(day)
+        styles = {style, style.removesuffix(f" {_NO_CONTRACT}")} if self._lacks_coins else {style}  # it was known then
+        made_so = (record.exact, record.columns) == (self._job.exact, self._job.schema.names)
+        return record.source_rows < rows or not made_so or record.style not in styles or not record.is_filled
 
     def _read(self, todo: Mapping[int, int], counted: Mapping[int, int]) -> set[int]:
         """Read once, and write as many of the days `todo` as there is room for, at least one; return those."""
@@ -508,17 +508,16 @@ class _Exporter:
             filled = len(more)
             candles = pa.concat_tables([made, more]).sort_by("start")
             file.write(self._laid_out(day, candles) if self._job.is_ohlcv else candles)
-            before = self._record(day)
-            if before and before.rows > file.rows:
-                file.abandon()
-                fewer = (
-                    f"it has {before.rows:,} rows, and with the bars that MEXC lists now it would have {file.rows:,}"
-                )
-                _warn(f"{self._place.name(self._paths(day).file)} is kept: {fewer}")
-                self._kept.add(day)
-                return
         elif self._job.is_ohlcv:
             file.write(self._laid_out(day, file.derive()))
+        before = self._record(day)
+        if before and before.rows > file.rows and (self._klines or self._job.is_flat):
+            file.abandon()
+            now = "the bars that MEXC lists now" if self._klines else "the deals that there are now"
+            fewer = f"it has {before.rows:,} rows, and with {now} it would have {file.rows:,}"
+            _warn(f"{self._place.name(self._paths(day).file)} is kept: {fewer}")
+            self._kept.add(day)
+            return
         record = file.finish(self._style(day), self._after(day))
         self._records[day], self._there = record, sorted({*self._there, day})
         self._written.add(day)

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from pyarrow import fs
 from pipeline.files import sync
 
 _SENT_AT_ONCE = 8 << 20  # bytes
+_LONGEST = 400  # characters of what object storage answers; without Java, hdfs:// has pages to say
 _REFUSALS = (OSError, pa.ArrowException)  # the second where Google's keys are none
 _GIVE_UP = "retry_limit_seconds=15"  # Google's library goes on for a quarter of an hour, and says nothing meanwhile
 _GOOGLE = re.compile(r"google::cloud::Status\((\w+): (?:.*(?:last message of|error message was:) )?(.*?) *error_info=")
@@ -180,6 +182,11 @@ class Bucket:
 Place = Folder | Bucket
 
 
+def without_keys(text: str) -> str:
+    """Return a text without the keys that an address in it may have: s3://KEY:SECRET@bucket."""
+    return re.sub(r"://[^\s/@]+:\S*@", "://***@", text)
+
+
 @contextmanager
 def _in_one_line(kinds: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[None]:
     """Say in a line what object storage answers, and what to do, as an OSError."""
@@ -190,4 +197,5 @@ def _in_one_line(kinds: tuple[type[Exception], ...] = _REFUSALS) -> Iterator[Non
         if found := _GOOGLE.search(text):
             text = f"the answer of Google is {found[1]}: {found[2]}"
         advice = next((advice for what, advice in _CHECK.items() if what in text), "")
+        text = textwrap.shorten(without_keys(text), _LONGEST, placeholder=" ...")
         raise OSError(f"{text}; {advice}" if advice else text) from None

@@ -279,7 +279,7 @@ def _depth(source: Source, span: _Span, size: float) -> Depth | None:
     first, beyond = span.start // step, -(-span.beyond // step)
     begins = np.arange(first * books_of, beyond * books_of) * apart
     last = np.searchsorted(times, begins + apart) - 1  # the book that stands at the end of each
-    stands = (last >= 0) & (begins - times[last] < DEPTH_SILENCE_MS) & (begins < span.beyond)
+    stands = (last >= 0) & (begins + apart - times[last] <= DEPTH_SILENCE_MS) & (begins < span.beyond)
     shown = np.where(stands[:, None], amounts[last] * size, 0).reshape(-1, books_of, 2 * bins).sum(axis=1)
     count = stands.reshape(-1, books_of).sum(axis=1).astype(np.float64)
     count[count == 0] = np.nan
@@ -305,7 +305,7 @@ def _levels(books: pa.Table, side: str) -> _Levels:
 def _grid(bids: _Floats, asks: _Floats, distances: Sequence[_Floats]) -> tuple[float, int]:
     """Return how wide a bin is, a multiple of the price unit, and how many there are on each side."""
     apart = np.abs(np.concatenate([np.diff(side, axis=1).ravel() for side in (bids, asks)]))
-    apart = apart[apart > 1e-9]  # which nan is not
+    apart = apart[apart > 1e-9 * np.nanmax(asks)]  # which nan is not
     furthest = np.concatenate([np.nanmax(away, axis=1) for away in distances])
     reach = max(float(np.quantile(furthest, 0.9)), 0.0)
     unit = float(apart.min()) if len(apart) else reach or 1.0

@@ -132,7 +132,7 @@ def _env(project: Path, values: Mapping[str, str]) -> Iterator[Line]:
 def _credentials(project: Path, values: Mapping[str, str]) -> Line:
     user, password = values.get("NORDVPN_USER", ""), values.get("NORDVPN_PASS", "")
     if not user and not password:
-        if values.get("NORDVPN_USER_FILE") or "docker-compose.secrets.yml" in values.get("COMPOSE_FILE", ""):
+        if _has_them_in_files(values):
             return well("VPN credentials: in files")
         if values.get("VPN_REQUIRED", "0") not in ("", "0"):
             return wrong("VPN credentials: none in .env, and VPN_REQUIRED: a container without any ends")
@@ -211,7 +211,16 @@ def _is_docker_used(
     A VPN is for containers only.
     """
     is_here = any(status_path(settings, config["table_name"]).exists() for config in configs)
-    return bool(docker.containers or values.get("NORDVPN_USER") or (values and not is_here))
+    wants_vpn = _has_credentials(values) or values.get("VPN_REQUIRED", "0") not in ("", "0")
+    return bool(docker.containers or wants_vpn or (values and not is_here))
+
+
+def _has_credentials(values: Mapping[str, str]) -> bool:
+    return bool(values.get("NORDVPN_USER")) or _has_them_in_files(values)
+
+
+def _has_them_in_files(values: Mapping[str, str]) -> bool:
+    return bool(values.get("NORDVPN_USER_FILE")) or "docker-compose.secrets.yml" in values.get("COMPOSE_FILE", "")
 
 
 def _docker(docker: _Docker, values: Mapping[str, str], lacking: Callable[[str], Line]) -> Iterator[Line]:
@@ -240,7 +249,7 @@ def _docker(docker: _Docker, values: Mapping[str, str], lacking: Callable[[str],
     device = Path(values.get("TUN_DEVICE") or "/dev/net/tun")
     if not device.exists():
         yield lacking(f"{device} is missing: sudo modprobe tun; or, to run without VPN, TUN_DEVICE=/dev/null in .env")
-    elif device == Path("/dev/null") and values.get("NORDVPN_USER"):
+    elif device == Path("/dev/null") and _has_credentials(values):
         yield lacking("TUN_DEVICE=/dev/null, but a VPN needs /dev/net/tun: take it out of .env")
     else:
         yield well(str(device))

@@ -215,7 +215,7 @@ def price_series(prices: Sequence[PricePoint]) -> dict[str, Any] | None:
 
 def _digits(spread: float) -> int:
     """Return how many decimals a price is shown with, so that half a spread is seen."""
-    return min(8, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 2
+    return min(15, max(0, 1 - math.floor(math.log10(spread)))) if spread > 0 else 2
 
 
 def _cumulated(symbol: SymbolQuality, table: TableStorage) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ where rows are gone from both.
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 from clickhouse_driver import Client
 
@@ -18,8 +19,17 @@ from pipeline.store.schema import comment_of, parse_comment
 from pipeline.store.source import History
 
 
-def count_rows(client: Client, database: str, name: str, history: History | None, where: str = "1") -> dict[str, int]:
-    """Return the rows of the table `name` and its history, if any, by message type (t, d, dp, dl), each counted once.
+class Counted(NamedTuple):
+    """Rows of a table and its history."""
+
+    by_type: dict[str, int]
+    """By message type (t, d, dp, dl), each counted once."""
+    beyond: int
+    """How many of them the table has not got."""
+
+
+def count_rows(client: Client, database: str, name: str, history: History | None, where: str = "1") -> Counted:
+    """Return the rows of the table `name` and its history, if any.
 
     `client` is of the server that has the table; `where`, a condition of SQL, says which rows. A history that cannot
     be used counts for nothing. Raises pipeline.store.source.HistoryError, and one of
@@ -27,16 +37,17 @@ def count_rows(client: Client, database: str, name: str, history: History | None
     """
     comment, live = read_table(client, database, name, partial(_count_live, client, where)) or ("", {})
     if not history:
-        return live
+        return Counted(live, 0)
     with history.explained():  # after the table: what comes in between is in the history, or not counted
         if what_is_wrong(history.client, database, name):
-            return live
+            return Counted(live, 0)
         source = f"{database}.{history_of(name)}"
         first = first_number(history.client, database, name, *parse_comment(comment))
         archived = _count(history.client, source, where)
         in_both = {} if first is None else _count(history.client, source, f"n >= {first} AND ({where})")
     types = [mt for mt in TYPE_NAMES if mt in live or mt in archived]
-    return {mt: archived.get(mt, 0) + max(0, live.get(mt, 0) - in_both.get(mt, 0)) for mt in types}
+    both = {mt: archived.get(mt, 0) + max(0, live.get(mt, 0) - in_both.get(mt, 0)) for mt in types}
+    return Counted(both, sum(both.values()) - sum(live.values()))
 
 
 def _count_live(client: Client, where: str, source: str) -> tuple[str, dict[str, int]]:

@@ -142,6 +142,8 @@ class _Copy:
         days = kept_days(there, *self._place)
         self._oldest_ms = int((time.time() - days * 86_400) * 1000) if days else 0
         self._in_gap = f"n > {gap.after} AND n < {gap.n}"
+        query = "SELECT count() FROM system.mutations WHERE database = %(database)s AND table = %(name)s"
+        ((self._mutations,),) = there.execute(query, {"database": self._place[0], "name": history_of(name)})
 
     def run(self, *, keep_others: bool, by_what_follows: bool = False) -> Iterator[Progress]:
         started = time.monotonic()
@@ -196,10 +198,13 @@ class _Copy:
                 f"{self._name} and {self._history} do not go on alike yet: try again when its collector has run"
             )
 
-    def _rows_after(self, number: int) -> list[Row]:
-        columns = f"toUnixTimestamp64Milli(ts), toString(mt), m FROM {{}} LIMIT {_CHUNK} OFFSET {number - self._before}"
-        query = f"SELECT {columns}"
-        return read_table(self._client, *self._place, lambda table: self._client.execute(query.format(table))) or []
+    def _rows_after(self, number: int) -> Iterator[Row]:
+        select = "SELECT toUnixTimestamp64Milli(ts), toString(mt), m FROM {} LIMIT 1000 OFFSET {}"
+
+        def read(table: str) -> list[Row]:
+            return list(self._client.execute(select.format(table, number - self._before)))
+
+        yield from read_table(self._client, *self._place, read) or []
 
     def _of(self, source: str, columns: str) -> str:
         return f"(SELECT {columns} FROM {source} LIMIT {self._count} OFFSET {self._offset})"
@@ -324,8 +329,9 @@ class _Copy:
         return numbers
 
     def _insert(self, rows: list[tuple[int, Any]]) -> None:
-        # Who copies the same at the same time sends the same block, and ClickHouse takes it once.
-        token = f"copy {self._gap.rows} {self._gap.n} {rows[0][0]} {rows[-1][0]} {len(rows)}"
+        # Who copies the same at the same time sends the same block, and ClickHouse takes it once; but again where rows
+        # have been deleted since.
+        token = f"copy {self._gap.rows} {self._gap.n} {rows[0][0]} {rows[-1][0]} {len(rows)} {self._mutations}"
         self._there.execute(
             f"INSERT INTO {self._history} (n, ts, received, event, mt, id, m) VALUES",
             [(n, ts, ts * 1000, ts, mt, 0, m) for n, (ts, mt, m) in rows],

@@ -92,18 +92,24 @@ def survey(settings: Settings, name: str, before_ms: int) -> list[Old]:
     return [each for each in found if each and each.rows]
 
 
-def left_alone(settings: Settings, name: str) -> str:
-    """Return a line on a history of the table `name` that is there though the settings have none; else an empty one.
+def refuse_beside_a_history(settings: Settings, name: str) -> None:
+    """Raise CompactionError where the table `name` has a history that the settings do not speak of.
 
-    Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
+    Rows that are in neither are then among those that count as turned over, and once HISTORY=1 again, others would be
+    taken for them. Raises one of pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     if settings.history:
-        return ""
-    database = settings.clickhouse_database
-    with connect(settings) as client:
-        if not is_there(client, database, name):
-            return ""
-    return f"{database}.{history_of(name)} keeps its rows, for HISTORY is not set; with HISTORY=1 old ones go, too"
+        return
+    place = settings.clickhouse_database, name
+    with connect(settings) as client, _explained(settings), _history(settings) as there:
+        comment = read_table(client, *place, lambda table: comment_of(client, *table.split("."))) or ""
+        if not is_there(there, *place) or not beginnings(there, *place, parse_comment(comment)[0]):
+            return
+    history = f"{place[0]}.{history_of(name)}"
+    raise CompactionError(
+        f"{place[0]}.{name} keeps its rows, for it has a history, and HISTORY is not set: set HISTORY=1, so that old"
+        f" ones go from both, or DROP TABLE {history} first"
+    )
 
 
 def drop(settings: Settings, name: str, before_ms: int) -> Iterator[Progress]:
@@ -119,7 +125,8 @@ def drop(settings: Settings, name: str, before_ms: int) -> Iterator[Progress]:
         return
     place = settings.clickhouse_database, name
     with connect(settings, timeout=_LONG, query_settings=ALL_ROWS) as client, _history(settings) as there:
-        token, before = parse_comment(comment_of(client, *place))
+        comment = read_table(client, *place, lambda table: comment_of(client, *table.split(".")))
+        token, before = parse_comment(comment or "")
         with _explained(settings):
             if not is_there(there, *place):
                 raise CompactionError(f"Table {place[0]}.{history_of(name)} does not exist: run ch_setup.py")

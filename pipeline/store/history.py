@@ -73,7 +73,11 @@ CREATE TABLE IF NOT EXISTS {table} (
     at DateTime64(6) DEFAULT now64(6)
 ) ENGINE = MergeTree ORDER BY (name, n) SETTINGS {wide}, fsync_after_insert = 1, fsync_part_directory = 1
 """
-_BEGINS_AT = "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS at DateTime64(6) DEFAULT now64(6)"  # earlier ones had none
+# Earlier ones had none; without the second statement, what they have would seem to be of whenever it is read.
+_BEGINS_AT = (
+    "ALTER TABLE {table} ADD COLUMN IF NOT EXISTS at DateTime64(6) DEFAULT now64(6)",
+    "ALTER TABLE {table} MATERIALIZE COLUMN at SETTINGS mutations_sync = 1",
+)
 
 # Decimal(76, 18), not (38, 18): the product of two of the latter overflows, and no error says so. More than 18 digits
 # after the point, which no coin has, would be cut off: such a number is NULL, as is a field that is empty.
@@ -197,7 +201,10 @@ def provide(client: Client, settings: Settings, name: str) -> None:
     """
     database, history = settings.clickhouse_database, f"{settings.clickhouse_database}.{history_of(name)}"
     client.execute(_BEGINS_TABLE.format(table=f"{database}.{BEGINS}", wide=_WIDE))
-    client.execute(_BEGINS_AT.format(table=f"{database}.{BEGINS}"))
+    query = "SELECT name FROM system.columns WHERE database = %(database)s AND table = %(name)s"
+    if ("at",) not in client.execute(query, {"database": database, "name": BEGINS}):
+        for statement in _BEGINS_AT:
+            client.execute(statement.format(table=f"{database}.{BEGINS}"))
     days = settings.history_keep_days
     if not is_there(client, database, name):
         client.execute(
@@ -299,7 +306,9 @@ def beginnings(client: Client, database: str, name: str, token: str, history: st
         if found and found[-1][1:] == begins[1:]:  # the same once more, for more is known to be in the history
             found[-1] = begins
         else:
-            found = [*(each for each in found if each.rows <= begins.first and each.n < begins.n), begins]
+            while found and (found[-1].rows > begins.first or found[-1].n >= begins.n):
+                found.pop()  # both rise from one to the next
+            found.append(begins)
     return found
 
 

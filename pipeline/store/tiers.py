@@ -45,6 +45,8 @@ class Tiers:
     """Records of both by message type, each counted once: t, d, dp, dl."""
     behind: str = ""
     """A line on rows that the history, which is read, has not got for too long; empty where there are none."""
+    beyond: int = 0
+    """How many of the records only the history has."""
 
     @property
     def records(self) -> int:
@@ -72,7 +74,7 @@ def survey_tiers(client: Client, database: str, configs: Sequence[SymbolConfig],
 
 def _survey(client: Client, database: str, name: str, history: History) -> Tiers:
     live = read_table(client, database, name, lambda source: _tier(client, source))
-    by_type = count_rows(client, database, name, history)
+    counted = count_rows(client, database, name, history)
     with history.explained():
         archived = read_table(history.client, database, history_of(name), lambda source: _tier(history.client, source))
     trouble, behind, archive = "", "", f"{database}.{history_of(name)}"
@@ -90,7 +92,7 @@ def _survey(client: Client, database: str, name: str, history: History) -> Tiers
             )
     except HistoryError as error:
         trouble = str(error)
-    return Tiers(name, live, archived, trouble, by_type, behind)
+    return Tiers(name, live, archived, trouble, counted.by_type, behind, counted.beyond)
 
 
 def _tier(client: Client, source: str) -> Tier:

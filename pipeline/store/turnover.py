@@ -27,13 +27,14 @@ from clickhouse_driver.errors import ServerException
 
 from config import Settings
 from pipeline.human import many
-from pipeline.store.client import ALL_ROWS
+from pipeline.store.client import ALL_ROWS, CLICKHOUSE_ERRORS
 from pipeline.store.compact import CompactionError, Compactor, NotEmptied, Progress, compact, resume
 from pipeline.store.copying import HASH, HistoryDiffers, copy, look_for
 from pipeline.store.history import (
     Beginning,
     beginnings,
     connect_history,
+    explain_history,
     first_number,
     history_of,
     is_there,
@@ -43,9 +44,8 @@ from pipeline.store.history import (
 )
 from pipeline.store.schema import parse_comment
 
-_FEW = 100_000  # rows that a history lacks, at most, to be copied there at once
+_FEW = 100_000  # rows that a history lacks, at most, to be copied there at once, or to come there by themselves
 _FENCE_TIMEOUT = 1.0  # seconds for an INSERT under way to end, while the table is away
-_SPARE = 100_000  # rows that it has not got yet, at most, to turn the table over all the same
 
 
 class NotInHistory(CompactionError):
@@ -74,11 +74,23 @@ def turn_over(settings: Settings, name: str) -> Iterator[Progress]:
     Raises NotInHistory, other CompactionErrors and pipeline.store.client.CLICKHOUSE_ERRORS.
     """
     yield from resume(settings, name)
-    with (
-        closing(_TurnOver(settings, name)) as turning,
-        connect_history(settings, timeout=3600, query_settings=ALL_ROWS) as there,
-    ):
-        yield from turning.run(settings, there)
+    with closing(_TurnOver(settings, name)) as turning:
+        try:
+            with connect_history(settings, timeout=3600, query_settings=ALL_ROWS) as there:
+                yield from turning.run(settings, there)
+        except CLICKHOUSE_ERRORS:
+            _refuse_if_away(settings, name)
+            raise
+
+
+def _refuse_if_away(settings: Settings, name: str) -> None:
+    """Raise NotInHistory where the server of the history does not answer."""
+    try:
+        with connect_history(settings, timeout=10) as there:
+            there.execute("SELECT 1")
+    except CLICKHOUSE_ERRORS as error:
+        why = explain_history(error, settings)
+        raise NotInHistory(f"{settings.clickhouse_database}.{name} cannot be turned over: {why}") from None
 
 
 class _TurnOver(Compactor):
@@ -196,8 +208,9 @@ class _TurnOver(Compactor):
         ((fed, newest),) = there.execute(f"SELECT count(), max(n) FROM {history} WHERE n >= {first}")
         ahead = fed - skipped - (rows - found)
         sure = rows + min(ahead, 0)
-        if not sure or -ahead > _SPARE:
-            raise CompactionError(f"{history} has not got the newest {-ahead:,} rows of {self._full_name} yet")
+        if not sure or -ahead > _FEW:
+            problem = NotInHistory if -ahead > _FEW else CompactionError
+            raise problem(f"{history} has not got the newest {-ahead:,} rows of {self._full_name} yet")
         if sure == found:
             return sure, first - 1
         found_n = f"SELECT n FROM {history} WHERE n >= {first} AND n <= {newest} ORDER BY n"

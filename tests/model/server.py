@@ -17,6 +17,7 @@ CREATE TABLE system.tables (
     database, name, comment, engine, partition_key, sorting_key, create_table_query, PRIMARY KEY (name)
 );
 CREATE TABLE system.columns (database, "table", name, type, position);
+CREATE TABLE system.mutations (database, "table");
 CREATE TABLE mexc_data.btc (ts, mt, m);
 CREATE TABLE mexc_data.btc_history ({", ".join(COLUMNS)});
 CREATE TABLE mexc_data.{BEGINS} (name, token, history, first, rows, after, n, at INTEGER PRIMARY KEY);

@@ -362,7 +362,7 @@
 
   function decimals(u, splits, axis, space, increment) {
     let digits = 0;
-    while (digits < 8 && Math.abs(increment * 10 ** digits - Math.round(increment * 10 ** digits)) > 1e-6) digits += 1;
+    while (digits < 15 && Math.abs(increment * 10 ** digits - Math.round(increment * 10 ** digits)) > 1e-6) digits += 1;
     return splits.map((split) => number(split, digits));
   }
 

@@ -614,6 +614,46 @@ def test_symbols_without_rows(stack: Stack, run: Run, out: Path) -> None:
     assert [path.name for path in (out / "type=deals").iterdir()] == ["symbol=ETH_USDT"]
 
 
+def test_a_symbol_that_cannot_be_exported_does_not_keep_the_others_from_it(stack: Stack, run: Run, out: Path) -> None:
+    fill(stack, 10, table="sol")
+    stack.query("RENAME TABLE mexc_data.eth TO mexc_data.away")
+    try:
+        exported = run("eth", "sol")
+    finally:
+        stack.query("RENAME TABLE mexc_data.away TO mexc_data.eth")
+    assert exported.code == 1
+    assert exported.errors == ["Table mexc_data.eth does not exist: run ch_setup.py"]
+    assert exported.lines[-1].startswith("3 files written")
+    assert [path.name for path in (out / "type=deals").iterdir()] == ["symbol=SOL_USDT"]
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("file://archive/of/2026", "--out file://archive/of/2026 is a file of another machine: give such as file:///"),
+        ("s3://KEY:SEC/RET@bucket/archive", "--out Cannot parse URI: 's3://***@bucket/archive'"),
+        ("s4://KEY:SEC@bucket", "--out s4:// is no place to export to: give a folder, s3://"),
+        ("hdfs://KEY:SEC@bucket/archive", "hdfs://***@bucket/archive cannot be used: "),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_a_short_line_without_its_keys(stack: Stack, address: str, line: str) -> None:
+    process = stack.run("export.py", "btc", "--type", "deals", "--out", address)
+    assert process.wait() == (1 if address.startswith("hdfs") else 2)
+    assert process.lines[-1].removeprefix("export.py: error: ").startswith(line)
+    assert len(process.lines[-1]) < 600
+    assert "SEC" not in process.output
+
+
+def test_coins_come_once_the_contract_is_known(stack: Stack, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(stack, 10, days=1)
+    settings = load_settings(stack.env, dotenv=None)
+    coins = []
+    for contract in (None, BTC_CONFIG["contract"], None):
+        export(settings, {**BTC_CONFIG, "contract": contract}, Job("deals", "parquet"), out, Result())
+        coins.append(read(out).column("coins").null_count)
+    assert coins == [10, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -65,6 +65,13 @@ def test_what_failed_or_has_grown_is_done_the_next_night(empty: Stack, tmp_path:
     assert process.stop(signal.SIGTERM) == 0
 
 
+def test_where_nothing_can_be_written_it_ends(empty: Stack, tmp_path: Path) -> None:
+    (out := tmp_path / "archive").touch()
+    fill(empty, datetime.now(UTC) - timedelta(days=1), 100)
+    process = start(empty, "docker/export.sh", TMPDIR=tmp_path / "there is none", EXPORT_OUT=out)
+    assert process.wait() == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_signal_ends_it_and_what_it_runs(empty: Stack, tmp_path: Path, number: int) -> None:
     server = empty.processes[0]

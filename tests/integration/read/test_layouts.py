@@ -103,6 +103,18 @@ def test_a_last_deal_that_changes_changes_the_day_after_it(empty: Stack, run: Ru
     assert read(out)["close"].tolist()[-2:] == [11, 12]
 
 
+def test_a_filled_day_stays_where_the_deals_before_it_are_gone(empty: Stack, run: Run, out: Path) -> None:
+    store(empty, [deal(DAY, 10), deal(DAY + 27 * HOUR, 11)])
+    assert run("--layout", "ohlcv", "--fill").wait() == 0
+    before = read(out)
+    empty.query("TRUNCATE TABLE mexc_data.btc")  # as --drop-before does: its token stays
+    store(empty, [deal(DAY + 27 * HOUR, 11)])
+    again = run("--layout", "ohlcv", "--fill")
+    assert again.wait() == 1
+    assert "is kept: it has 181 rows, and with the deals that there are now it would have 1" in again.output
+    pd.testing.assert_frame_equal(read(out), before)
+
+
 def test_freqtrades_file_has_all_days(empty: Stack, run: Run, out: Path) -> None:
     store(empty, [deal(DAY, 10, 3), deal(DAY + 24 * HOUR, 12, 4)])
     first = run("--layout", "freqtrade", "--to", "2026-10-02")

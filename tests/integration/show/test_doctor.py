@@ -187,6 +187,11 @@ def test_a_tun_that_is_missing(patient: Patient) -> None:
     assert found.startswith("/dev/there-is-none is missing: sudo modprobe tun")
 
 
+def test_a_vpn_by_credentials_in_files_needs_a_tun(patient: Patient) -> None:
+    patient.env("NORDVPN_USER_FILE=secrets/user\nNORDVPN_PASS_FILE=secrets/pass\nTUN_DEVICE=/dev/null\n")
+    assert "TUN_DEVICE=/dev/null, but a VPN needs /dev/net/tun: take it out of .env" in complaints(patient)
+
+
 @pytest.mark.parametrize(
     "log",
     [

@@ -158,7 +158,7 @@ def test_it_says_what_to_do_about_too_many_small_blocks(
     table = TableStorage(
         "btc", exists=True, records=blocks, by_type={"d": blocks}, blocks=blocks, small_blocks=small_blocks
     )
-    text = report(Storage([table], files_seen=False, volume=None), compact_blocks, {})
+    text = report(Storage([table], files_seen=False, volume=None), compact_blocks, {}, {})
     assert ("ch_setup.py --compact btc" in text) == (advice is not None)
     assert advice is None or advice in text
 
@@ -403,10 +403,14 @@ def test_quality_as_json_has_all_of_it(stack: Stack) -> None:
 
 
 def test_gaps_are_an_exit_code_for_those_who_ask(stack: Stack) -> None:
-    assert stack.run("verif.py", "--quality", "--fail-on-gaps").wait() == 0, "rows of one moment"
+    assert stack.run("verif.py", "--quality", "--fail-on-gaps", "--only", "btc").wait() == 0, "rows of one moment"
+    assert stack.run("verif.py", "--quality", "--fail-on-gaps").wait() == 1, "of sol nothing is known"
     assert stack.run("verif.py", "--quality", "--from", "-24h").wait() == 0
     assert stack.run("verif.py", "--quality", "--from", "-24h", "--fail-on-gaps").wait() == 3
     assert stack.run("verif.py", "--quality", "--from", "yesterday", "--to=today", "--fail-on-gaps").wait() == 3
+    unknown = stack.run("verif.py", "--quality", "--fail-on-gaps", "--only", "btc", "xrp", SYMBOLS="XRP_USDT")
+    assert unknown.wait() == 1
+    assert "there is no such table" in unknown.output
 
 
 def test_quality_without_tables_is_a_line_for_each_symbol(stack: Stack) -> None:

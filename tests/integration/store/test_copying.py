@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -173,6 +174,21 @@ def test_rows_that_only_the_history_has_are_kept_on_request(archive: Stack) -> N
     setup.wait_for("^Copied 0 rows of mexc_data.btc into .*, and found each of 90 rows there, with 30 rows more; ")
     assert found(archive)[0].is_whole
     assert [row for row in history(archive) if not row[2].startswith("foreign")] == archive.rows()
+
+
+def test_what_is_deleted_as_it_says_is_copied_again(archive: Stack) -> None:
+    """The same rows in the same blocks, which ClickHouse would take for those that it had."""
+    for n in range(30):
+        write_as_somebody_else(archive, FIRST_N - 1 - n, (START - 1, "d", f"foreign {n}"))
+    settings = load_settings(archive.env, None)
+    with pytest.raises(CompactionError, match=r"DELETE WHERE n > \d+ AND n < \d+, then") as refused:
+        list(copy(settings, "btc"))
+    delete = re.search("ALTER TABLE .* DELETE WHERE [^,;]*", str(refused.value))
+    assert delete
+    archive.query(f"{delete[0]} SETTINGS mutations_sync = 1")
+    list(copy(settings, "btc"))
+    assert found(archive)[0].is_whole
+    assert history(archive) == archive.rows()
 
 
 def test_a_history_that_has_not_begun_is_trouble_where_there_are_rows(stack: Stack) -> None:

@@ -417,7 +417,10 @@ def test_a_history_begun_after_old_rows_were_dropped(both: Writer) -> None:
     assert both.rows() == both.read() == numbered(7, 10)
 
 
-def test_a_history_that_the_settings_do_not_have_is_named(both: Writer) -> None:
+def test_beside_a_history_that_the_settings_do_not_have_nothing_goes(both: Writer) -> None:
+    """Else rows that are in neither would count as turned over, and others be taken for them once HISTORY=1 again."""
+    before = both.stack.rows()
     command = both.stack.run("ch_setup.py", "--drop-before", iso(DATE), "btc", "--yes", HISTORY=0)
-    assert command.wait() == 0
-    assert any(line.startswith("mexc_data.btc_history keeps its rows, for HISTORY") for line in command.lines)
+    assert command.wait() == 1
+    assert command.lines[0].startswith("mexc_data.btc keeps its rows, for it has a history, and HISTORY is not set: ")
+    assert both.stack.rows() == before

@@ -23,7 +23,7 @@ from pipeline.store.history import drop as drop_history
 from pipeline.store.source import moment, open_history
 from pipeline.store.turnover import NotInHistory, tidy, turn_over
 from tests.both import START, Writer, numbered
-from tests.stack import Stack, open_stack
+from tests.stack import Stack, free_port, open_stack
 
 ABOUT = "SELECT name, toString(uuid), comment FROM system.tables WHERE database = 'mexc_data' AND name LIKE 'btc%'"
 
@@ -149,6 +149,15 @@ def test_other_rows_in_the_place_of_those_that_were_noted_stay(writer: Writer) -
     assert sorted(writer.rows()) == [*numbered(1, 15), *numbered(21, 23)]
 
 
+def test_a_table_whose_history_is_away_is_compacted(writer: Writer) -> None:
+    port = free_port()
+    said, *_, last = [step.text for step in tidy(replace(writer.settings, history_port=port), "btc")]
+    assert said.startswith(f"mexc_data.btc cannot be turned over: ClickHouse at 127.0.0.1:{port} cannot be reached")
+    assert said.endswith("; compacting it instead")
+    assert last.startswith("Compacted mexc_data.btc: ")
+    assert writer.stack.rows() == numbered(1, 12)
+
+
 def steps_of_a_turn(writer: Writer, monkeypatch: pytest.MonkeyPatch, at: int, *, after: bool) -> bool:
     """Turn the table over, killed before or after its statement number `at`; return whether there was one."""
     run, count = Compactor._run, 0
@@ -196,7 +205,7 @@ def test_killed_at_each_statement(writer: Writer, monkeypatch: pytest.MonkeyPatc
 
 def counted(writer: Writer, where: str = "1") -> int:
     with open_history(writer.settings) as history:
-        return count_rows(writer.client, "mexc_data", "btc", history, where).get("d", 0)
+        return count_rows(writer.client, "mexc_data", "btc", history, where).by_type.get("d", 0)
 
 
 def test_each_row_of_both_is_counted_once(writer: Writer) -> None:
