@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.model.both import FED, FORGOTTEN, OUTDATED, RESET, WorldWithHistory
-from tests.model.explore import MEMORY, explore
+from tests.model.explore import MEMORY, explore, go_by_chance
 from tests.model.world import World
 
 
@@ -69,6 +69,16 @@ def test_all_runs_of_a_few_steps() -> None:
     with TemporaryDirectory(dir=MEMORY) as directory:
         covered = explore(3, Path(directory))
     assert covered.states > 100
+
+
+def test_long_runs_by_chance_are_printed_where_they_go_astray(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TemporaryDirectory(dir=MEMORY) as directory:
+        assert go_by_chance(1, 1, Path(directory), World) == 0
+        monkeypatch.setattr(World, "check", lambda world: 1 / 0)
+        assert go_by_chance(0.1, 1, Path(directory), World) > 0
+    assert ": division by zero\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("begin", [(), FED, FORGOTTEN, RESET, OUTDATED])
