@@ -38,7 +38,7 @@ from clickhouse_driver.errors import ErrorCodes, ServerException
 from config import Settings, all_symbols, more_symbols
 from pipeline.human import many
 from pipeline.store.client import ALL_ROWS, connect, is_missing_table
-from pipeline.store.schema import ENGINE
+from pipeline.store.schema import ENGINE, comment_of
 
 _T = TypeVar("_T")
 
@@ -148,6 +148,11 @@ def read_table(client: Client, database: str, name: str, read: Callable[[str], _
             if not is_missing_table(error):
                 raise
             time.sleep(_POLL)  # it has another name since a moment ago
+
+
+def read_comment(client: Client, database: str, name: str) -> str | None:
+    """Return the comment of the table that has the rows of `name` now; None where there is none."""
+    return read_table(client, database, name, lambda table: comment_of(client, *table.split(".")))
 
 
 def is_being_compacted(client: Client, database: str, name: str) -> bool:

@@ -24,7 +24,7 @@ from clickhouse_driver import Client
 from config import Settings
 from pipeline.human import many
 from pipeline.store.client import ALL_ROWS, connect
-from pipeline.store.compact import CompactionError, Progress, read_table
+from pipeline.store.compact import CompactionError, Progress, read_comment, read_table
 from pipeline.store.history import (
     Beginning,
     beginnings,
@@ -38,7 +38,7 @@ from pipeline.store.history import (
     token_of,
     what_is_wrong,
 )
-from pipeline.store.schema import comment_of, parse_comment
+from pipeline.store.schema import parse_comment
 
 _LONG = 3600.0  # seconds without a word from the server, while it counts or looks for rows
 _CHUNK = 10_000  # rows; their times have to fit into a query of 256 KB
@@ -67,7 +67,7 @@ def copy(settings: Settings, name: str, *, keep_others: bool = False) -> Iterato
             raise CompactionError(f"Table {database}.{history_of(name)} does not exist: run ch_setup.py with HISTORY=1")
         if wrong := what_is_wrong(there, database, name):
             raise CompactionError(wrong)
-        comment = _comment(client, database, name)
+        comment = read_comment(client, database, name)
         if comment is None:
             raise CompactionError(f"Table {database}.{name} does not exist: run ch_setup.py")
         token, _ = parse_comment(comment)
@@ -97,7 +97,7 @@ def look_for(settings: Settings, name: str, rows: Beginning) -> Iterator[Progres
     """
     database = settings.clickhouse_database
     with _connected(settings) as (client, there):
-        comment = _comment(client, database, name) or ""
+        comment = read_comment(client, database, name) or ""
         yield from _Copy(settings, name, client, there, comment, rows, None).run(keep_others=True, by_what_follows=True)
 
 
@@ -108,11 +108,6 @@ def _connected(settings: Settings) -> Iterator[tuple[Client, Client]]:
         connect_history(settings, timeout=_LONG, query_settings=ALL_ROWS | {"async_insert": 0}) as there,
     ):
         yield client, there
-
-
-def _comment(client: Client, database: str, name: str) -> str | None:
-    """Return the comment of the table that has the rows of `name`; None where there is none."""
-    return read_table(client, database, name, lambda table: comment_of(client, *table.split(".")))
 
 
 class _Copy:
@@ -261,7 +256,7 @@ class _Copy:
         Whoever has begun to read it has those that there were.
         """
         with connect(self._settings) as client:
-            if _comment(client, *self._place) != self._comment:
+            if read_comment(client, *self._place) != self._comment:
                 raise CompactionError(f"{self._name} was rewritten meanwhile: run it again")
 
     def _fill(self) -> Iterator[tuple[int, int]]:

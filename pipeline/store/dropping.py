@@ -41,11 +41,12 @@ from pipeline.store.compact import (
     Progress,
     free_disk,
     megabytes,
+    read_comment,
     read_table,
     resume,
 )
 from pipeline.store.history import beginnings, connect_history, explain_history, history_of, is_there
-from pipeline.store.schema import comment_of, parse_comment
+from pipeline.store.schema import parse_comment
 from pipeline.store.source import moment
 from pipeline.store.turnover import turn_over
 from pipeline.times import iso
@@ -102,7 +103,7 @@ def refuse_beside_a_history(settings: Settings, name: str) -> None:
         return
     place = settings.clickhouse_database, name
     with connect(settings) as client, _explained(settings), _history(settings) as there:
-        comment = read_table(client, *place, lambda table: comment_of(client, *table.split("."))) or ""
+        comment = read_comment(client, *place) or ""
         if not is_there(there, *place) or not beginnings(there, *place, parse_comment(comment)[0]):
             return
     history = f"{place[0]}.{history_of(name)}"
@@ -125,7 +126,7 @@ def drop(settings: Settings, name: str, before_ms: int) -> Iterator[Progress]:
         return
     place = settings.clickhouse_database, name
     with connect(settings, timeout=_LONG, query_settings=ALL_ROWS) as client, _history(settings) as there:
-        comment = read_table(client, *place, lambda table: comment_of(client, *table.split(".")))
+        comment = read_comment(client, *place)
         token, before = parse_comment(comment or "")
         with _explained(settings):
             if not is_there(there, *place):
