@@ -166,8 +166,9 @@ class HistoryLog:
             found = self._found()
         if not found:  # else it is asked again, when that is noted
             self._look_at_the_seam()
-        if self._position.in_doubt > max(found, 0):
-            self._together = None  # that these are there once they are sent again is looked at, too
+        if self._position.in_doubt > max(found, 0) or self._strangers:
+            # That these are there once they are sent again is looked at, too; likewise once ours come after somebody's.
+            self._together = None
         return self._position.rows + found, token
 
     def close(self) -> None:
