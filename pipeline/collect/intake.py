@@ -26,6 +26,7 @@ from pipeline.messages import Message, Row, parse_frame
 from pipeline.rest import Rest
 
 _PROOF = 5  # seconds that market data has to show that MEXC knows a symbol after all
+_FULL = 0.5  # seconds that the journal has to take all rows until it is full no more
 _LAGS = 2.0  # seconds without market data, after which another connection is the one in front
 
 
@@ -57,6 +58,7 @@ class Intake:
         self._missing: set[tuple[str, str]] = set()  # fields that were said to be missing
         self.journal_full = False
         """Whether new rows are lost, because the journal takes no more."""
+        self._refused_at = 0.0  # on the monotonic clock
         self._has_data = False  # market data came
         self.unknown = ""
         """That MEXC does not know the symbol, where it says so and has sent nothing of it; else empty."""
@@ -207,9 +209,10 @@ class Intake:
             self._stats.refused(len(rows))
             if not self.journal_full:
                 self._say(f"WARNING: new rows are LOST, the journal takes no more: {error}; see JOURNAL_MAX_MB")
-            self.journal_full = True
+            self.journal_full, self._refused_at = True, time.monotonic()
         else:
-            self.journal_full = False
+            if self.journal_full:  # at first a short row may still go in where a long one does not
+                self.journal_full = time.monotonic() - self._refused_at < _FULL
             if repeated:
                 self._stats.repeated(repeated)
 
