@@ -15,11 +15,12 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import groupby, islice, zip_longest
 from typing import Any
 
 from clickhouse_driver import Client
+from clickhouse_driver.errors import ServerException
 
 from config import Settings
 from pipeline.human import many
@@ -137,8 +138,10 @@ class _Copy:
         days = kept_days(there, *self._place)
         self._oldest_ms = int((time.time() - days * 86_400) * 1000) if days else 0
         self._in_gap = f"n > {gap.after} AND n < {gap.n}"
+        self._mutations = 0  # how often rows of the history were deleted
         query = "SELECT count() FROM system.mutations WHERE database = %(database)s AND table = %(name)s"
-        ((self._mutations,),) = there.execute(query, {"database": self._place[0], "name": history_of(name)})
+        with suppress(ServerException):  # who may not look there, or has an engine without it: then it is not known
+            ((self._mutations,),) = there.execute(query, {"database": self._place[0], "name": history_of(name)})
 
     def run(self, *, keep_others: bool, by_what_follows: bool = False) -> Iterator[Progress]:
         started = time.monotonic()
