@@ -232,9 +232,13 @@ class HistoryLog:
 
     def _begin(self, token: str) -> None:
         """Go on in a history that is another one, or without rows that the journal no longer has."""
-        if not self._live.stand().is_known:
+        live = self._live.stand()
+        if not live.is_known:
             raise TableUnusable(f"{self.name} begins once it is known what {self._table} holds")
-        rows, first, number = self._note_beginning(was_made_anew=self._position.token not in (None, token))
+        noted = beginnings(self.inserts.client, *self._place, live.token or "", self._token)
+        was_made_anew = self._position.token not in (None, token)
+        known = self._still_true(noted, live)
+        rows, first, number = self._note_beginning(live, noted, known, was_made_anew=was_made_anew)
         self._position.adopt_here(token, number)
         if rows > first:
             self._say(
@@ -262,7 +266,7 @@ class HistoryLog:
             if is_whole and known[-1] != noted[-1]:
                 record(client, *self._place, token, Beginning(rows, rows, n - 1, n), self._token)
         if not is_whole:
-            rows, first, _ = self._note_beginning(was_made_anew=False)
+            rows, first, _ = self._note_beginning(live, noted, known, was_made_anew=False)
             if known and rows > first:
                 self._say(
                     f"{self._table} and {self.name} do not have the same rows among the {many(rows - first, 'row')}"
@@ -309,13 +313,15 @@ class HistoryLog:
         except CLICKHOUSE_ERRORS as error:  # of another server, perhaps
             raise TableUnusable(explain(error, self._settings)) from None
 
-    def _note_beginning(self, *, was_made_anew: bool) -> tuple[int, int, int]:
-        """Note from where on the two go on together.
+    def _note_beginning(
+        self, live: Standing, noted: list[Beginning], known: list[Beginning], *, was_made_anew: bool
+    ) -> tuple[int, int, int]:
+        """Note from where on the two go on together; of what was `noted` before, the `known` ones are still true.
 
         Returns how many rows the table has until there, how many of those are sure to be in the history, and the number
         of the last of them.
         """
-        live, here = self._live.stand(), self._position.stand()
+        here = self._position.stand()
         client, token = self.inserts.client, live.token or ""
         number = max(here.number, live.base)
         following = self._position.pending(1, after=number - here.number)
@@ -324,8 +330,7 @@ class HistoryLog:
         if rows < 0:  # the table was made after the rows that come next
             n = self._position.pending(1, after=number - here.number - rows)[0][0]
             rows = 0
-        noted = beginnings(client, *self._place, token, self._token)
-        known = [each for each in self._still_true(noted, live) if each.rows <= rows and each.n < n]
+        known = [each for each in known if each.rows <= rows and each.n < n]
         if known:
             first, after = known[-1].rows, known[-1].n - 1
         else:

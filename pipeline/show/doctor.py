@@ -134,7 +134,7 @@ def _credentials(project: Path, values: Mapping[str, str]) -> Line:
     if not user and not password:
         if _has_them_in_files(values):
             return well("VPN credentials: in files")
-        if values.get("VPN_REQUIRED", "0") not in ("", "0"):
+        if _is_vpn_required(values):
             return wrong("VPN credentials: none in .env, and VPN_REQUIRED: a container without any ends")
         return note("VPN credentials: none, so containers run without VPN, from this host's address")
     if not user or not password:
@@ -211,8 +211,12 @@ def _is_docker_used(
     A VPN is for containers only.
     """
     is_here = any(status_path(settings, config["table_name"]).exists() for config in configs)
-    wants_vpn = _has_credentials(values) or values.get("VPN_REQUIRED", "0") not in ("", "0")
+    wants_vpn = _has_credentials(values) or _is_vpn_required(values)
     return bool(docker.containers or wants_vpn or (values and not is_here))
+
+
+def _is_vpn_required(values: Mapping[str, str]) -> bool:
+    return values.get("VPN_REQUIRED", "0") not in ("", "0")
 
 
 def _has_credentials(values: Mapping[str, str]) -> bool:

@@ -102,9 +102,10 @@ def refuse_beside_a_history(settings: Settings, name: str) -> None:
     if settings.history:
         return
     place = settings.clickhouse_database, name
-    with connect(settings) as client, _explained(settings), _history(settings) as there:
-        comment = read_comment(client, *place) or ""
-        if not is_there(there, *place) or not beginnings(there, *place, parse_comment(comment)[0]):
+    with connect(settings) as client:
+        token, _ = parse_comment(read_comment(client, *place) or "")
+    with _explained(settings), _history(settings) as there:
+        if not is_there(there, *place) or not beginnings(there, *place, token):
             return
     history = f"{place[0]}.{history_of(name)}"
     raise CompactionError(
